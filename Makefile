@@ -1,0 +1,13 @@
+# Every target is one line of dev.py, which works the same without make (python dev.py run).
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+
+.NOTPARALLEL:
+.PHONY: run test check bench docs lock clean
+
+run:    ; @$(PYTHON) dev.py run $(ARGS)
+test:   ; @$(PYTHON) dev.py test $(ARGS)
+check:  ; @$(PYTHON) dev.py check
+bench:  ; @$(PYTHON) dev.py bench $(NAME) $(ARGS)
+docs:   ; @$(PYTHON) dev.py docs
+lock:   ; @$(PYTHON) dev.py lock
+clean:  ; @$(PYTHON) dev.py clean

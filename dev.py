@@ -1,0 +1,169 @@
+"""Everything a developer types, with nothing installed but Python: `python dev.py TASK`.
+
+The first call makes `.venv` from the hashed lock in `requirements/`; a later one finds it and starts at once. Nothing
+outside the standard library is imported here, and nothing newer than Python 3.6 is written above the version check.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - reached before anything is installed
+    sys.exit(
+        "twotower needs Python 3.11 or newer, this is {}.{}: name another one, as in "
+        "`make test PYTHON=python3.12`.".format(*sys.version_info[:2])
+    )
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+LOCK = ROOT / "requirements" / "dev.txt"
+PIP = (str(PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check")
+
+
+def main() -> int:
+    """Run one task; its exit status is ours. What follows the task's name is handed on to the tool behind it."""
+    tasks: dict[str, Callable[[list[str]], int]] = {
+        "run": run,
+        "test": test,
+        "check": check,
+        "bench": bench,
+        "docs": docs,
+        "lock": lock,
+        "clean": clean,
+    }
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name not in tasks:
+        width = max(map(len, tasks))
+        lines = (f"  {task:{width}}  {function.__doc__}".splitlines()[0] for task, function in tasks.items())
+        print("python dev.py TASK [ARGUMENTS]", "", *lines, sep="\n")
+        return 0 if name in ("-h", "--help") else 2
+    os.chdir(ROOT)
+    if name not in ("lock", "clean"):
+        set_up()
+    return tasks[name](rest)
+
+
+def run(rest: list[str]) -> int:
+    """The whole path on the embedded data: `twotower run`, with its arguments."""
+    return execute(PYTHON, "-m", "twotower", "run", *rest)
+
+
+def test(rest: list[str]) -> int:
+    """Every test, on all processors; with arguments, what they tell pytest."""
+    return execute(PYTHON, "-m", "pytest", *(rest or ["-n", "auto", "--dist", "loadfile"]))
+
+
+def docs(rest: list[str]) -> int:
+    """Write the generated pages; with --check, only say whether they are up to date."""
+    return execute(PYTHON, "docs/generate.py", *rest)
+
+
+def set_up() -> None:
+    """Make `.venv` hold exactly what the lock says and this package; at once where it does already."""
+    stamp = VENV / "set-up.sha256"
+    wanted = _fingerprint()
+    if PYTHON.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    start = time.monotonic()
+    _say("Setting up .venv from requirements/dev.txt; this happens once and takes a minute or two.")
+    stamp.unlink(missing_ok=True)
+    if not PYTHON.exists():
+        _make_venv()
+    # Compiling every module ahead would take longer than the few that a run imports take to compile themselves.
+    _install("--no-compile", "--require-hashes", "-r", str(LOCK))
+    _install("--no-index", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    stamp.write_text(wanted, encoding="utf-8")
+    _say(f"Set up in {time.monotonic() - start:.0f} s.")
+
+
+def _fingerprint() -> str:
+    """What the environment depends on; a moved or updated Python makes a new one too."""
+    digest = hashlib.sha256(f"{sys.version} {ROOT}".encode())
+    for path in (LOCK, ROOT / "pyproject.toml"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _make_venv() -> None:
+    try:
+        venv.create(VENV, with_pip=True, clear=True)
+    except (subprocess.CalledProcessError, OSError) as fault:
+        shutil.rmtree(VENV, ignore_errors=True)
+        sys.exit(f"{sys.executable} cannot make a virtual environment ({fault}). On Debian: apt install python3-venv.")
+
+
+def _install(*arguments: str) -> None:
+    if status := execute(*PIP, *arguments):
+        sys.exit(status)
+
+
+def check(_: list[str]) -> int:
+    """Every check that is not a test: ruff, mypy, import-linter, generated pages. One call shows all faults."""
+    steps = {
+        "ruff check": (PYTHON, "-m", "ruff", "check", "--quiet"),
+        "ruff format": (PYTHON, "-m", "ruff", "format", "--check", "--quiet"),
+        "mypy": (PYTHON, "-m", "mypy", "--no-error-summary"),
+        "import-linter": (BIN / "lint-imports", "--no-logo"),
+        "generated pages": (PYTHON, "docs/generate.py", "--check"),
+    }
+    failed = []
+    for name, command in steps.items():
+        start = time.monotonic()
+        if execute(*command):
+            failed.append(name)
+        _say(f"{name}: {'FAILED' if name in failed else 'passed'} in {time.monotonic() - start:.1f} s")
+    return 1 if failed else 0
+
+
+def bench(rest: list[str]) -> int:
+    """One measurement, `bench NAME`, whose last line is the result; without a name, what there is."""
+    return execute(PYTHON, "benchmarks/run.py", *rest)
+
+
+def lock(_: list[str]) -> int:
+    """Resolve anew: the newest versions that pyproject.toml allows, one for every Python, with hashes."""
+    tools = ROOT / "build" / "lock-venv"
+    uv = tools / BIN.name / ("uv.exe" if os.name == "nt" else "uv")
+    if not uv.exists():
+        venv.create(tools, with_pip=True, clear=True)
+        if status := execute(tools / BIN.name / PYTHON.name, *PIP[1:], "uv"):
+            return status
+    what = ("pyproject.toml", "--extra", "train", "--extra", "dev", "--upgrade", "--quiet", "--output-file", LOCK)
+    for_all = ("--universal", "--python-version", "3.11", "--fork-strategy", "fewest")
+    bare = ("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url")
+    return execute(uv, "pip", "compile", *what, *for_all, *bare)
+
+
+def clean(_: list[str]) -> int:
+    """Remove .venv and every cache; runs/ is yours and stays."""
+    for name in (".venv", "build", "dist", *(f".{tool}_cache" for tool in ("mypy", "ruff", "pytest", "import_linter"))):
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+    for room in ("src", "tests", "docs"):
+        for cache in list((ROOT / room).rglob("__pycache__")):
+            shutil.rmtree(cache)
+    return 0
+
+
+def execute(*command: object) -> int:
+    """Run a command in the foreground; Ctrl-C is the command's to answer."""
+    try:
+        return subprocess.run([str(part) for part in command], cwd=ROOT, check=False).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

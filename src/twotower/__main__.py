@@ -1,0 +1,5 @@
+"""`python -m twotower` is the command `twotower`."""
+
+from twotower.cli.main import main
+
+main(prog_name="twotower")

@@ -1,0 +1,71 @@
+"""How far a long step is, on stderr: a bar on a terminal, a line an epoch elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from twotower.training.train import TrainProgress
+
+Watch = Callable[["TrainProgress | str"], None]
+
+
+def tell(line: str) -> None:
+    """A line about progress."""
+    click.echo(line, file=sys.stderr)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """Something to hand to a step as its `watch`; told an empty text, it clears the bar."""
+    if not sys.stderr.isatty():
+        yield _tell_epoch
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar)
+
+
+class _Bar:
+    """Draws what it is told; an epoch's end stays on the screen."""
+
+    def __init__(self, bar: "Progress") -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=None, visible=False)
+
+    def __call__(self, progress: "TrainProgress | str") -> None:
+        if isinstance(progress, str):
+            self._bar.update(self._task, description=progress, total=None, visible=bool(progress))
+            return
+        short = f"{_speed(progress)}  loss {progress.losses['loss']:.3f}"
+        self._bar.update(self._task, description=short, completed=progress.step, total=progress.steps, visible=True)
+        if progress.validation is not None:
+            self._bar.console.print(_epoch_line(progress), highlight=False, markup=False)
+
+
+def _tell_epoch(progress: "TrainProgress | str") -> None:
+    if not isinstance(progress, str) and progress.validation is not None:
+        tell(_epoch_line(progress))
+
+
+def _speed(progress: "TrainProgress") -> str:
+    return f"epoch {progress.epoch}/{progress.epochs}  {progress.examples_per_second:,.0f} examples/s"
+
+
+def _epoch_line(progress: "TrainProgress") -> str:
+    """Epoch, speed, losses and validation in one line."""
+    measured = {**progress.losses, **(progress.validation or {})}
+    return "  ".join([_speed(progress), *(f"{name} {value:.4f}" for name, value in measured.items())])

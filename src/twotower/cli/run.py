@@ -1,0 +1,63 @@
+"""`twotower run`: the whole path, the result as a table, and what to type next."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from twotower.cli.options import recipe_options
+from twotower.cli.progress import tell, watching
+
+if TYPE_CHECKING:
+    from twotower.recipe import Recipe
+
+SHOWN = 10
+"""Items in the sample answer."""
+
+
+@click.command()
+@recipe_options
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the run goes; by default runs/NAME.")
+@click.option("--resume", is_flag=True, help="Let an interrupted training go on from its last checkpoint.")
+def run(recipe: "Recipe", out: Path | None, resume: bool) -> None:
+    """Go the whole path: prepare, split, train, evaluate, index, bundle.
+
+    RECIPE is a TOML file or the name of one that comes with twotower; without it, an invented world of films is the
+    data. A step whose settings and inputs are as they were is left out.
+
+    \b
+    Example:
+      twotower run
+      twotower run movielens-1m --data-dir ../data --set train.epochs=3 --out runs/first
+    """
+    from twotower import steps
+
+    out = out or Path("runs") / recipe.name
+    with watching() as watch:
+        started = time.monotonic()
+        for ran in steps.run(recipe, out=out, resume=resume, watch=watch):
+            ended = time.monotonic()
+            watch("")
+            tell(f"{ran.step:<9} {f'{ended - started:.1f} s' if ran.is_fresh else 'up to date':<11} {ran.directory}")
+            started = ended
+    _show(out)
+
+
+def _show(out: Path) -> None:
+    """The measured table, one user's answer, and the next commands."""
+    import twotower
+    from twotower.cli.tables import print_recommendation, print_report
+
+    bundle = out / "bundle"
+    report = json.loads((bundle / "report" / "report.json").read_text(encoding="utf-8"))
+    print_report(report)
+    user = report["examples"][0]["user_id"] if report["examples"] else None
+    answer = twotower.load(bundle).recommend(user, k=SHOWN)
+    print_recommendation(answer, title=f"Recommendations for {'anybody' if user is None else f'user {user}'}")
+    item = answer.items[0].item_id if answer.items else "ID"
+    click.echo(f"Report:  {bundle / 'report' / 'report.html'}")
+    click.echo(f"Ask it:  twotower recommend {bundle} --user {user or 'ID'} -k {SHOWN}")
+    click.echo(f"         twotower recommend {bundle} --history {','.join(i.item_id for i in answer.items[:3])}")
+    click.echo(f"         twotower similar {bundle} --item {item}")

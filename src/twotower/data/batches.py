@@ -1,0 +1,178 @@
+"""Split -> the arrays that training steps and evaluation draw on, and how a batch is gathered from them.
+
+`gather_history` runs on NumPy and on JAX alike, so that a query is put together by the same lines wherever it is asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twotower.data.feature_encoders import DAY, PADDING, SECOND, FittedFeatures, Inputs
+from twotower.data.histories import UserLog
+from twotower.data.split import TRAIN, SplitDataset
+from twotower.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryArrays:
+    """Every history in one array: a query reads the `length` places before its own, newest first."""
+
+    rows: NDArray[np.int32]
+    """`[m]` rows of the item vocabulary; -1 for an item that training did not meet."""
+    seconds: NDArray[np.int32]
+    """`[m]` whole seconds since `origin`."""
+    origin: int
+    """Seconds since 1970 of second 0: four bytes then reach over 68 years."""
+
+    @classmethod
+    def from_log(cls, log: UserLog, *, features: FittedFeatures, item_ids: NDArray[np.object_]) -> "HistoryArrays":
+        """Number a log's items by the vocabulary that embeds them."""
+        vocabulary = features.history.items.rows(item_ids) if features.history else np.zeros(len(item_ids), np.int32)
+        rows = np.where(vocabulary > 0, vocabulary, PADDING).astype(np.int32)
+        seconds = log.timestamp // SECOND
+        origin = int(seconds.min(initial=2**62)) if len(seconds) else 0
+        return cls(rows=rows[log.item], seconds=(seconds - origin).astype(np.int32), origin=origin)
+
+
+def gather_history(
+    xp: ModuleType, rows: Any, seconds: Any, *, first: Any, end: Any, now: Any, length: int
+) -> dict[str, Any]:
+    """The history inputs of `q` queries: the last `length` places of `first` up to but without `end`.
+
+    Args:
+        xp: `numpy` or `jax.numpy`, whichever the arrays are of.
+        rows: `[m]` as in `HistoryArrays`.
+        seconds: `[m]` likewise.
+        first: `[q]` first place of each query's user.
+        end: `[q]` first place that is no longer before the query.
+        now: `[q]` the query's moment, on the clock of `seconds`.
+        length: Places read.
+    """
+    place = end[:, None] - 1 - xp.arange(length, dtype=end.dtype)[None, :]
+    valid = place >= first[:, None]
+    place = xp.where(valid, place, 0)
+    found = rows[place] if len(rows) else xp.full(place.shape, PADDING, np.int32)
+    age = (now[:, None] - seconds[place]) if len(rows) else xp.zeros(place.shape, np.int32)
+    return {
+        "history_items": xp.where(valid, found, PADDING),
+        "history_days": xp.where(valid, age / DAY, 0.0).astype(np.float32),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryArrays:
+    """What the queries of one data set are put together from, with one log as what is known."""
+
+    users: Inputs
+    """`[U, ...]` inputs that stay with the user."""
+    context: Inputs
+    """`[n, ...]` inputs that come with each interaction."""
+    log: UserLog
+    history: HistoryArrays | None
+    length: int
+
+    @classmethod
+    def build(cls, dataset: SplitDataset, features: FittedFeatures, *, log: UserLog) -> "QueryArrays":
+        """Encode the users and contexts once, for any number of queries."""
+        history = features.history
+        return cls(
+            users=features.user_inputs(dataset.users),
+            context=features.context_inputs(dataset.context, dataset.timestamp),
+            log=log,
+            history=HistoryArrays.from_log(log, features=features, item_ids=dataset.item_ids) if history else None,
+            length=history.config.length if history else 0,
+        )
+
+    def inputs(self, user: NDArray[np.int32], timestamp: NDArray[np.int64], *, log_row: NDArray[np.int64]) -> Inputs:
+        """The query tower's inputs for `q` queries by users of the data set.
+
+        Args:
+            user: `[q]` user rows.
+            timestamp: `[q]` moments in microseconds.
+            log_row: `[q]` the interaction whose context applies; -1 takes the first row's as a stand-in.
+        """
+        inputs = {key: values[user] for key, values in self.users.items()}
+        inputs |= {key: values[np.maximum(log_row, 0)] for key, values in self.context.items()}
+        if self.history is not None:
+            first, end = self.log.before(user, timestamp)
+            now = (timestamp // SECOND - self.history.origin).astype(np.int64)
+            inputs |= gather_history(
+                np, self.history.rows, self.history.seconds, first=first, end=end, now=now, length=self.length
+            )
+        return inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingArrays:
+    """The train part as arrays that a step gathers its batch from: `n` examples, `T` items that they name."""
+
+    users: Inputs
+    """`[U, ...]` inputs that stay with the user."""
+    context: Inputs
+    """`[n, ...]` inputs that come with each example."""
+    items: Inputs
+    """`[T, ...]` the candidate tower's inputs."""
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    """`[n]` place of the item in `items`."""
+    second: NDArray[np.int32]
+    """`[n]` the example's moment, on the clock of `history_seconds`."""
+    first: NDArray[np.int32]
+    end: NDArray[np.int32]
+    """`[n]` the example's history: places `first` up to but without `end`, all strictly earlier than the example."""
+    history_rows: NDArray[np.int32]
+    history_seconds: NDArray[np.int32]
+    labels: NDArray[np.float32]
+    """`[n, L]` in the order of the ranking head's labels; NaN where missing."""
+    positive: NDArray[np.float32]
+    """`[n]` 1 where retrieval should bring the item."""
+    probability: NDArray[np.float32]
+    """`[T]` the item's share of the examples: the chance that one in-batch draw is this item."""
+    catalogue_row: NDArray[np.int32]
+    """`[T]` where each item stands in the catalogue."""
+
+    @classmethod
+    def build(
+        cls, dataset: SplitDataset, features: FittedFeatures, *, labels: Sequence[NDArray[np.float32]]
+    ) -> "TrainingArrays":
+        """Gather everything from the train part: nothing here depends on what the other parts hold.
+
+        Args:
+            dataset: All parts.
+            features: Fitted on the train part.
+            labels: The ranking head's labels in its order, each over the whole log; NaN where missing.
+
+        Raises:
+            DataError: the train part is empty or holds no positive.
+        """
+        train = np.flatnonzero(dataset.part == TRAIN)
+        positive = dataset.positive[train]
+        if not positive.any():
+            raise DataError(f"train part: {len(train)} interactions, none positive. Loosen prepare.positives.")
+        catalogue_row, item = np.unique(dataset.item[train], return_inverse=True)
+        people, user = np.unique(dataset.user[train], return_inverse=True)
+        log = dataset.user_log(TRAIN, positives_only=True)
+        arrays = QueryArrays.build(dataset, features, log=log)
+        first, end = log.before(dataset.user[train], dataset.timestamp[train])
+        history = HistoryArrays.from_log(log, features=features, item_ids=dataset.item_ids)
+        columns = [label[train] for label in labels]
+        return cls(
+            users={key: values[people] for key, values in arrays.users.items()},
+            context={key: values[train] for key, values in arrays.context.items()},
+            items=features.candidate_inputs(dataset.items.take(catalogue_row)),
+            user=user.astype(np.int32),
+            item=item.astype(np.int32),
+            second=(dataset.timestamp[train] // SECOND - history.origin).astype(np.int32),
+            first=first.astype(np.int32),
+            end=end.astype(np.int32),
+            history_rows=history.rows,
+            history_seconds=history.seconds,
+            labels=np.stack(columns, axis=1) if columns else np.zeros((len(train), 0), np.float32),
+            positive=positive.astype(np.float32),
+            probability=(np.bincount(item, minlength=len(catalogue_row)) / len(item)).astype(np.float32),
+            catalogue_row=catalogue_row.astype(np.int32),
+        )

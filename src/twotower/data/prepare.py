@@ -1,0 +1,231 @@
+"""Raw tables -> prepared tables: types, duplicates, minimum counts, positives, the catalogue.
+
+Written in Ibis expressions; `database.py` runs them on DuckDB.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+from annotated_types import Ge
+
+from twotower.data import features, interactions
+from twotower.data.database import Database, faults_told, open_database, quote
+from twotower.data.interactions import RawData
+from twotower.data.schema import STRICT
+from twotower.data.sources.files import FilesConfig, read_files
+from twotower.data.sources.movielens import read_movielens
+from twotower.data.sources.simulated import SimulatedConfig
+from twotower.data.sources.simulated_log import read_simulated
+from twotower.data.tables import GIVEN_PART, INPUT_ROW, INTERACTIONS, ITEMS, USERS, write_table
+from twotower.errors import DataError, RecipeError
+
+Source = Literal[
+    "simulated",
+    "files",
+    "movielens-100k",
+    "movielens-1m",
+    "movielens-latest-small",
+    "movielens-20m",
+    "movielens-32m",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareConfig:
+    """Which interactions to learn from, and what each of them means."""
+
+    __pydantic_config__ = STRICT
+
+    source: Source = "simulated"
+    """Where the tables come from; `files` and `simulated` have a section of their own below."""
+    data_dir: str | None = None
+    """Folder of your files, or of the MovieLens sets: by default `TWOTOWER_DATA`, else a cache in the home folder."""
+    item_key: str = "item_id"
+    """Column of the items table that names an item; with `title`, films of one title are one item."""
+    filter: str = "true"
+    """SQL condition over the interactions' columns; the others are dropped."""
+    unknown_items: Literal["error", "drop", "keep"] = "error"
+    """What to do with interactions whose item is not in the items table."""
+    missing_labels: Literal["error", "keep"] = "error"
+    """`keep`: an interaction without a label stays, and teaches only what it has."""
+    duplicates: Literal["keep", "keep_first", "keep_last", "error"] = "keep"
+    """What to do where a user meets an item again."""
+    min_user_interactions: Annotated[int, Ge(0)] = 0
+    """Users with fewer are dropped, together with the next setting until nothing changes."""
+    min_item_interactions: Annotated[int, Ge(0)] = 0
+    """Items with fewer are dropped; from 1 on, those that nobody met leave the catalogue too."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Further labels: name -> SQL expression over the columns, e.g. `liked = "rating >= 4"`."""
+    positives: str = "true"
+    """SQL condition: the interactions that retrieval should bring, e.g. `rating >= 4`."""
+    files: FilesConfig = field(default_factory=FilesConfig)
+    """Used with source = "files"."""
+    simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
+    """Used with source = "simulated"."""
+
+
+def prepare(config: PrepareConfig, *, seed: int, out: Path) -> dict[str, Any]:
+    """Write the tables that everything after this reads: interactions in order of time, users, items.
+
+    Args:
+        seed: For the simulated world, where it has none of its own.
+        out: An open directory; gets `interactions.parquet`, `users.parquet`, `items.parquet`, and `world.npz` where
+            the world is simulated.
+
+    Returns: `source`, `label_columns`, `context_columns`, `title_column`, `counts`.
+
+    Raises:
+        DataError: the tables do not hold what the recipe says, or nothing is left of them.
+    """
+    with open_database() as database:
+        raw = read_source(database, config, seed=seed, out=out)
+        for fault in find_faults(database, raw, config):
+            raise DataError(fault)
+        dropped = select(database, raw, config)
+        labels = (*raw.labels, *config.labels)
+        counts = _write(database, raw, labels=labels, met_only=config.min_item_interactions > 0, out=out)
+    return {
+        "source": config.source,
+        "label_columns": list(labels),
+        "context_columns": list(raw.context),
+        "title_column": raw.title_column,
+        "counts": {**counts, "dropped": dropped},
+    }
+
+
+def read_source(database: Database, config: PrepareConfig, *, seed: int, out: Path) -> RawData:
+    """The source's tables, with items named as the recipe asks."""
+    if config.source == "simulated":
+        raw = read_simulated(database, config.simulated, seed=seed, out=out)
+    elif config.source == "files":
+        raw = read_files(database, config.files, data_dir=config.data_dir)
+    else:
+        raw = read_movielens(database, config.source, data_dir=config.data_dir)
+    return raw if config.item_key == "item_id" else features.name_items_by(database, raw, config.item_key)
+
+
+def find_faults(database: Database, raw: RawData, config: PrepareConfig) -> Iterator[str]:
+    """Everything in the tables that `prepare` refuses, one line each; each is looked for only when asked for."""
+    table = database.create("typed", interactions.typed(database, raw))
+    yield from interactions.find_faults(database, raw, table, missing_labels=config.missing_labels)
+    yield from features.find_faults(database, raw)
+    if raw.items is not None and config.unknown_items == "error":
+        yield from features.find_unknown_items(database, raw, table)
+    if config.duplicates == "error":
+        yield from interactions.find_duplicates(database, raw, table)
+
+
+def select(database: Database, raw: RawData, config: PrepareConfig) -> dict[str, int]:
+    """Turn the table `typed` into the table `interactions`: chosen rows, all labels, and `positive`.
+
+    Returns: how many interactions each setting dropped.
+
+    Raises:
+        DataError: no interaction, or no positive one, is left.
+    """
+    left, dropped = database.table("typed"), {}
+    count = database.count(left)
+    for setting, step in _steps(database, raw, config):
+        left = step(left)
+        before, count = count, database.count(left)
+        dropped[setting] = before - count
+        if not count:
+            raise DataError(f"{raw.name}: {setting} drops all of the {before} interactions. Ask for less.")
+    _add_columns(database, left, raw, config)
+    return dropped
+
+
+def keep_core(database: Database, table: ir.Table, *, users: int, items: int) -> ir.Table:
+    """The largest part of the log in which every user has `users` interactions and every item `items`.
+
+    Dropping a user takes counts from items and the other way round, so both are dropped until nothing changes.
+    """
+    core = database.create("core", table)
+    before = -1
+    while (count := database.count(core)) != before:
+        before = count
+        busy_users = core.group_by("user_id").having(core.count() >= users).aggregate(met=core.count())
+        busy_items = core.group_by("item_id").having(core.count() >= items).aggregate(met=core.count())
+        core = database.create("core", core.semi_join(busy_users, "user_id").semi_join(busy_items, "item_id"))
+    return core
+
+
+Step = Callable[[ir.Table], ir.Table]
+
+
+def _steps(database: Database, raw: RawData, config: PrepareConfig) -> Iterator[tuple[str, Step]]:
+    """The settings that drop interactions, each with what it does, in order."""
+    if config.filter != "true":
+        yield "prepare.filter", partial(_filter, database, condition=config.filter)
+    if raw.items is not None and config.unknown_items == "drop":
+        yield "prepare.unknown_items", partial(_with_known_item, items=raw.items)
+    if config.duplicates in ("keep_first", "keep_last"):
+        yield "prepare.duplicates", partial(_meet_once, last=config.duplicates == "keep_last")
+    fewest = {"users": config.min_user_interactions, "items": config.min_item_interactions}
+    if max(fewest.values()) > 1:
+        yield "prepare.min_user_interactions, min_item_interactions", partial(keep_core, database, **fewest)
+
+
+def _filter(database: Database, table: ir.Table, *, condition: str) -> ir.Table:
+    database.create("before_filter", table)
+    with _expression_told("prepare.filter", condition, table):
+        return database.create("filtered", f"SELECT * FROM before_filter WHERE ({condition})")
+
+
+def _with_known_item(table: ir.Table, *, items: ir.Table) -> ir.Table:
+    return table.semi_join(items, "item_id")
+
+
+def _meet_once(table: ir.Table, *, last: bool) -> ir.Table:
+    """The first, or the last, of each user's meetings with an item."""
+    order = [table["timestamp"].desc(), table[INPUT_ROW].desc()] if last else [table["timestamp"], table[INPUT_ROW]]
+    place = ibis.row_number().over(group_by=("user_id", "item_id"), order_by=order)
+    return table.mutate(twotower_place=place).filter(lambda table: table["twotower_place"] == 0).drop("twotower_place")
+
+
+def _add_columns(database: Database, table: ir.Table, raw: RawData, config: PrepareConfig) -> None:
+    """Store the table `interactions` with the recipe's own labels and `positive`.
+
+    Raises:
+        RecipeError: a label has the name of a column.
+        DataError: an expression cannot be computed, or no interaction is positive.
+    """
+    result = database.create("interactions", table)
+    for name, expression in config.labels.items():
+        if name in result.columns:
+            raise RecipeError(f"prepare.labels: {name!r} is a column of {raw.name} already. Choose another name.")
+        with _expression_told(f"prepare.labels.{name}", expression, result):
+            column = f"CAST(({expression}) AS DOUBLE) AS {quote(name)}"
+            result = database.create("interactions", f"SELECT *, {column} FROM interactions")
+    with _expression_told("prepare.positives", config.positives, result):
+        column = f"coalesce(CAST(({config.positives}) AS BOOLEAN), false) AS positive"
+        result = database.create("interactions", f"SELECT *, {column} FROM interactions")
+    if not database.count(result.filter(result["positive"]).limit(1)):
+        raise DataError(f"{raw.name}: no interaction fulfils prepare.positives = {config.positives!r}. Ask for less.")
+
+
+def _expression_told(setting: str, expression: str, table: ir.Table) -> AbstractContextManager[None]:
+    names = ", ".join(name for name in table.columns if name != INPUT_ROW)
+    return faults_told(f"{setting} = {expression!r}", f"Write a SQL expression over {names}.")
+
+
+def _write(database: Database, raw: RawData, *, labels: Sequence[str], met_only: bool, out: Path) -> dict[str, int]:
+    """Write the three tables; gives their numbers of rows."""
+    table = database.table("interactions")
+    given = [GIVEN_PART] if GIVEN_PART in table.columns else []
+    columns = ["user_id", "item_id", "timestamp", *labels, *raw.context, "positive", *given]
+    items = raw.items.semi_join(table, "item_id") if raw.items is not None and met_only else raw.items
+    return {
+        "interactions": write_table(
+            database.batches(table.order_by("timestamp", INPUT_ROW).select(*columns)), out / INTERACTIONS
+        ),
+        "users": write_table(database.batches(features.complete(raw.users, table, key="user_id")), out / USERS),
+        "items": write_table(database.batches(features.complete(items, table, key="item_id")), out / ITEMS),
+        "positives": database.count(table.filter(table["positive"])),
+    }

@@ -1,0 +1,128 @@
+"""Which column feeds which tower, and as what kind.
+
+A feature is declared in the recipe by its kind and column. `FeatureConfig` is the union of the kinds; each has only the
+settings that it uses, so a setting that would be ignored is refused.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid")
+
+PositiveInt = Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdFeature:
+    """An embedding per id. Ids that training did not meet share the out-of-vocabulary row."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["id"]
+    column: str
+    """`user_id`, `item_id`, or a column that holds another id."""
+    dim: PositiveInt = 32
+    """Width of the embedding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryFeature:
+    """An embedding per distinct value. A missing value and one never met share the out-of-vocabulary row."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["category"]
+    column: str
+    dim: PositiveInt = 8
+    """Width of the embedding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiCategoryFeature:
+    """The mean of the embeddings of several values, such as the genres of a film."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["multi_category"]
+    column: str
+    """A column of lists, or of strings in which `separator` stands between the values."""
+    separator: str = "|"
+    dim: PositiveInt = 8
+    """Width of the embedding."""
+    length: PositiveInt = 8
+    """Values read per row; further ones are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberFeature:
+    """A number, shifted and scaled to mean 0 and deviation 1 on the train split, beside a flag for a missing one."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["number"]
+    column: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFeature:
+    """The mean of the embeddings of hashed word n-grams (one word and two in a row)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["text"]
+    column: str
+    dim: PositiveInt = 16
+    """Width of the embedding."""
+    buckets: PositiveInt = 20_000
+    """Rows of the hashed table."""
+    length: PositiveInt = 16
+    """n-grams read per row; further ones are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimestampFeature:
+    """A moment: sine and cosine of the hour, the weekday and the day of the year, beside the scaled age of it."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["timestamp"]
+    column: str
+    """`timestamp` for the moment of the query, or a column of the users or items table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryFeature:
+    """The last items that the user met before the query, newest first, embedded by the candidate tower's id table.
+
+    The items are summed up by weights that depend on their place and their age, in several ways at once.
+    """
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["history"]
+    length: PositiveInt = 50
+    """Items read; older ones are left out."""
+    pools: Annotated[int, Ge(1)] = 4
+    """Weighted sums taken of the same items, each with learned weights of its own."""
+
+
+QueryFeature = Annotated[
+    IdFeature
+    | CategoryFeature
+    | MultiCategoryFeature
+    | NumberFeature
+    | TextFeature
+    | TimestampFeature
+    | HistoryFeature,
+    Field(discriminator="kind"),
+]
+"""What the query tower may read: columns of the users table, of the interactions (context), or the history."""
+
+CandidateFeature = Annotated[
+    IdFeature | CategoryFeature | MultiCategoryFeature | NumberFeature | TextFeature | TimestampFeature,
+    Field(discriminator="kind"),
+]
+"""What the candidate tower may read: columns of the items table."""

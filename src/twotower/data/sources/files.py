@@ -1,0 +1,212 @@
+"""Your own tables: CSV, Parquet, JSON lines, or whatever SQL DuckDB can run.
+
+A table is named by a file (also `*.csv`, a folder of Parquet files, `s3://...`, `https://...`) or by a query, which may
+read databases that are attached: `attach = {shop = "shop.sqlite"}` and `interactions = "SELECT * FROM shop.orders"`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ibis.expr.types as ir
+
+from twotower.data.database import Database, faults_told, literal, quote
+from twotower.data.interactions import RawData, TimestampFormat, require_columns, string_id
+from twotower.data.schema import STRICT
+from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_fault, typed_columns
+from twotower.data.tables import GIVEN_PART, INPUT_ROW, PART
+from twotower.errors import DataError, RecipeError
+
+KEYS = ("user_id", "item_id", "timestamp")
+RESERVED = (*KEYS, "positive", PART, GIVEN_PART, INPUT_ROW)
+
+_QUERY = re.compile(r"\s*(select|with|from|values)\s", re.IGNORECASE)
+_PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesConfig:
+    """Your own tables, and what their columns are called."""
+
+    __pydantic_config__ = STRICT
+
+    interactions: str = ""
+    """File, URI or SQL query of the interactions; with `test`, of those to train on."""
+    validation: str = ""
+    """Interactions that stop the training, for split.protocol = "given"."""
+    test: str = ""
+    """Interactions that judge, for split.protocol = "given"."""
+    users: str = ""
+    """File, URI or SQL query of the users table; may be left out."""
+    items: str = ""
+    """File, URI or SQL query of the items table; where it is left out, the items met are the catalogue."""
+    attach: dict[str, str] = field(default_factory=dict)
+    """Databases for the queries: name -> file or DuckDB connection string, opened for reading only."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name -> yours, in whichever table has it: `user_id`, `item_id`, `timestamp`, and any other to be renamed."""
+    labels: tuple[str, ...] = ()
+    """Columns of the interactions that hold a number to learn, such as a rating."""
+    context: tuple[str, ...] = ()
+    """Columns of the interactions that are known when one asks, such as the device."""
+    title: str = ""
+    """Column of the items table that a reader knows an item by; by default `title`, where there is one."""
+    timestamp_format: TimestampFormat = "auto"
+    """Unix time in seconds, milliseconds or microseconds, or ISO 8601 (UTC where it names no zone)."""
+
+
+def read_files(database: Database, config: FilesConfig, *, data_dir: str | None) -> RawData:
+    """The tables that the recipe names, their columns under our names.
+
+    Raises:
+        RecipeError: no interactions are named, or in a way that we cannot read.
+        DataError: a file is missing, empty, not UTF-8 or not a table, or lacks a column.
+    """
+    if not config.interactions:
+        raise RecipeError("prepare.files.interactions names no table. Give a file, a URI or a SQL query.")
+    for name, uri in config.attach.items():
+        with faults_told(f"prepare.files.attach.{name} = {uri!r}", "Give a database that DuckDB can attach."):
+            database.execute(f"ATTACH {literal(str(_local(uri, data_dir) or uri))} AS {quote(name)} (READ_ONLY)")
+    for name in (*config.labels, *config.context):
+        if name in RESERVED:
+            raise RecipeError(f"prepare.files: {name!r} is a name of ours. Map the column to another in columns.")
+    text = (*KEYS, *config.labels)
+    tables = [_stage(database, config, name, data_dir=data_dir, text=text) for name in _parts(config)]
+    interactions = _join_parts(database, config, tables)
+    users, items = (
+        _with_id(database, config, name, key=key, data_dir=data_dir)
+        for name, key in (("users", "user_id"), ("items", "item_id"))
+    )
+    title = config.title or ("title" if items is not None and "title" in items.columns else None)
+    if title is not None:
+        found = () if items is None else items.columns
+        require_columns(config.items or "prepare.files.items", found, needed=[title], advice="Set prepare.files.title.")
+    return RawData(
+        name=_shown(config.interactions),
+        interactions=interactions,
+        users=users,
+        items=items,
+        labels=config.labels,
+        context=config.context,
+        title_column=title,
+        timestamp_format=config.timestamp_format,
+    )
+
+
+def _parts(config: FilesConfig) -> list[str]:
+    """The settings that name interactions, in the order of train, validation, test."""
+    if config.validation and not config.test:
+        raise RecipeError("prepare.files.validation: there is no prepare.files.test beside it. Name both, or neither.")
+    return ["interactions", *(name for name in ("validation", "test") if getattr(config, name))]
+
+
+def _join_parts(database: Database, config: FilesConfig, tables: Sequence[ir.Table]) -> ir.Table:
+    """The interactions of all parts below each other; the columns asked for, and no other."""
+    wanted = [*KEYS, *config.labels, *config.context]
+    numbers = {"interactions": 0, "validation": 1, "test": 2}
+    selects = []
+    for name, table in zip(_parts(config), tables, strict=True):
+        require_columns(_shown(getattr(config, name)), table.columns, needed=wanted, advice=_RENAME)
+        part = f", {numbers[name]}::TINYINT AS {GIVEN_PART}" if len(tables) > 1 else ""
+        columns = ", ".join(quote(column) for column in wanted)
+        selects.append(f"SELECT {columns}{part}, {INPUT_ROW} FROM {quote('staged_' + name)}")
+    joined = " UNION ALL BY NAME ".join(selects)
+    if len(selects) > 1:  # Rows are counted on from part to part, in the order train, validation, test.
+        order = f"{GIVEN_PART}, {INPUT_ROW}"
+        joined = f"SELECT * REPLACE (row_number() OVER (ORDER BY {order}) AS {INPUT_ROW}) FROM ({joined})"
+    return database.create("raw_interactions", joined)
+
+
+_RENAME = "Map it in prepare.files.columns (ours = yours)."
+
+
+def _with_id(database: Database, config: FilesConfig, name: str, *, key: str, data_dir: str | None) -> ir.Table | None:
+    """The users or items table with its id as a string, or None where none is named."""
+    if not getattr(config, name):
+        return None
+    table = _stage(database, config, name, data_dir=data_dir, text=(key,))
+    require_columns(_shown(getattr(config, name)), table.columns, needed=[key], advice=_RENAME)
+    return database.create(f"raw_{name}", table.mutate(**{key: string_id(table[key])}))
+
+
+def _stage(
+    database: Database, config: FilesConfig, name: str, *, data_dir: str | None, text: Sequence[str]
+) -> ir.Table:
+    """Copy a table into the session, columns under our names, rows numbered.
+
+    Args:
+        database: The session.
+        config: Says where the table is.
+        name: The setting that names it.
+        data_dir: The folder that a file's name is relative to.
+        text: Columns of a CSV that stay as they are written: ids keep their zeros, a faulty value is told by its row.
+    """
+    place = getattr(config, name)
+    path = _local(place, data_dir)
+    if path is not None:
+        _refuse_missing(path)
+    try:
+        with faults_told(_shown(place), f"Check the file, or write a query in prepare.files.{name}."):
+            query, is_text = _query(place if path is None else str(path), path)
+            columns = _renamed(list(database.schema(query).names), config.columns)
+            numbered = f"SELECT {columns}, row_number() OVER () AS {INPUT_ROW} FROM ({query})"
+            table = database.create(f"staged_{name}", numbered)
+    except DataError:
+        if path is not None and path.is_file() and (fault := find_encoding_fault(path)):
+            raise DataError(fault) from None
+        raise
+    if is_text:
+        others = [column for column in table.columns if column not in (*text, INPUT_ROW)]
+        if assignments := typed_columns(database, f"staged_{name}", others):
+            table = database.create(
+                f"staged_{name}", f"SELECT * REPLACE ({assignments}) FROM {quote('staged_' + name)}"
+            )
+    return table
+
+
+def _query(place: str, path: Path | None) -> tuple[str, bool]:
+    """The SQL that reads the table, and whether it gives nothing but text."""
+    if path is None and _QUERY.match(place):
+        return place.strip().rstrip(";"), False
+    suffixes = Path(place.split("?")[0]).suffixes
+    kind = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+    if kind in SUFFIXES:
+        return csv_query(place, path if path is not None and path.is_file() else None), True
+    if kind in _PARQUET:
+        return f"SELECT * FROM read_parquet({literal(place)})", False
+    if kind in _JSON:
+        return f"SELECT * FROM read_json({literal(place)})", False
+    if path is not None and path.is_dir():
+        return f"SELECT * FROM read_parquet({literal(place + '/**/*.parquet')})", False
+    raise RecipeError(f"prepare.files: {place!r} is no .csv, .tsv, .parquet or .jsonl file, and no query. Name one.")
+
+
+def _renamed(found: Sequence[str], columns: dict[str, str]) -> str:
+    """The select list that gives the table's columns our names."""
+    ours = {theirs: name for name, theirs in columns.items() if theirs in found}
+    hidden = {name for theirs, name in ours.items() if name in found and name != theirs}
+    kept = [name for name in found if name in ours or name not in (*hidden, INPUT_ROW)]
+    return ", ".join(f"{quote(name)} AS {quote(ours.get(name, name))}" for name in kept)
+
+
+def _local(place: str, data_dir: str | None) -> Path | None:
+    """The file on this machine, or None for a query or a URI."""
+    if _QUERY.match(place) or "://" in place or re.match(r"[a-z]{2,}:", place):
+        return None
+    return Path(data_dir or ".") / Path(place).expanduser()
+
+
+def _refuse_missing(path: Path) -> None:
+    if any(sign in str(path) for sign in "*?["):
+        if not list(path.parent.glob(path.name)) and "**" not in str(path):
+            raise DataError(f"{path}: no file has such a name. Check prepare.files and the folder.")
+    elif not path.exists():
+        raise DataError(f"{path}: no such file. Check prepare.files and the folder that it is relative to.")
+    elif path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty. Name a file that holds a header and rows.")
+
+
+def _shown(place: str) -> str:
+    """A name for messages: long queries are cut, and all stay on one line."""
+    line = " ".join(place.split())
+    return line if len(line) <= 80 else line[:77] + "..."

@@ -1,0 +1,33 @@
+"""Every exception that twotower raises on purpose.
+
+Each is a fault that the user can mend: its message is one line that says where, what was found and what to do. The
+command line prints that line and exits with code 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class TwotowerError(Exception):
+    """A fault in what we were given, told in one line."""
+
+
+class RecipeError(TwotowerError):
+    """The recipe asks for something that does not exist or cannot be."""
+
+
+class DataError(TwotowerError):
+    """The tables do not hold what the recipe says they hold."""
+
+
+class ArtifactError(TwotowerError):
+    """A directory that an earlier step wrote is missing, damaged or of another format version."""
+
+
+class TrainingError(TwotowerError):
+    """Training cannot go on: a loss that is no number, or a checkpoint of another run."""
+
+
+class RequestError(TwotowerError):
+    """A request for recommendations names something that the bundle does not know, or asks for too much."""
+
+
+class MissingExtraError(TwotowerError):
+    """An optional dependency is not installed; the message names the command that installs it."""

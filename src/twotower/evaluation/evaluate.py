@@ -1,0 +1,348 @@
+"""The report of one model: every contender, under every protocol that fits the split, with how sure each figure is.
+
+Reading order: `queries` (what is asked), `contest` (how it is ranked), `metrics` (how it is judged), this file (how it
+becomes one report), `report` (how it is shown).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Len
+from numpy.typing import NDArray
+
+from twotower.data.schema import STRICT, PositiveInt
+from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
+from twotower.errors import DataError
+from twotower.evaluation import baselines, metrics
+from twotower.evaluation.bootstrap import resample_users
+from twotower.evaluation.contenders import Contender, Oracle, TwoStageContender
+from twotower.evaluation.contest import Arena, Outcome, Progress, run, run_two_stage
+from twotower.evaluation.examples import examples
+from twotower.evaluation.labels import evaluate_labels
+from twotower.evaluation.queries import Queries, seen_pairs, static, successive
+from twotower.evaluation.segments import Segment, segments
+
+FORMAT_VERSION = 1
+Baseline = Literal["popularity", "recent_popularity", "item_knn", "ease"]
+TUNING_QUERIES = 20_000
+"""Validation queries that choose the window of recent popularity: enough to tell windows apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """How a model is judged."""
+
+    __pydantic_config__ = STRICT
+
+    ks: Annotated[tuple[PositiveInt, ...], Len(1)] = (1, 5, 10, 20, 50, 100)
+    """Cut-offs of the metrics. NDCG at 10 (or at the first of them, where 10 is none) and recall at the last lead."""
+    exclude_seen: bool = True
+    """Leave out what the user had met before the moment of asking, as a server does. TFRS leaves nothing out."""
+    candidates: PositiveInt = 100
+    """Items that retrieval hands to ranking."""
+    max_queries: Annotated[int, Ge(0)] = 0
+    """Queries per protocol at most, drawn at random where there are more; 0 asks all."""
+    bootstrap: Annotated[int, Ge(0)] = 1000
+    """Resamples of the users behind the confidence intervals; 0 for none."""
+    baselines: tuple[Baseline, ...] = ("popularity", "recent_popularity", "item_knn", "ease")
+    """What the model is measured against."""
+    recent_windows: Annotated[tuple[PositiveInt, ...], Len(1)] = (1_000, 5_000, 20_000, 50_000, 100_000, 300_000)
+    """Interactions that recent popularity may look back; the validation part chooses one."""
+    knn_neighbours: PositiveInt = 200
+    """Nearest items that count for item-kNN."""
+    knn_shrinkage: Annotated[float, Ge(0)] = 10.0
+    """Pulls the similarity of items that few users met towards 0."""
+    ease_l2: Annotated[float, Gt(0)] = 500.0
+    """Ridge penalty of EASE."""
+    ease_max_items: PositiveInt = 10_000
+    """Above this catalogue EASE is left out: it inverts a matrix of items by items."""
+    scores_in_memory: PositiveInt = 8_000_000
+    """Scores held at a time: bounds the memory, not the result."""
+    list_length: PositiveInt = 10
+    """Items of the lists whose coverage, novelty and lean are measured."""
+    examples: Annotated[int, Ge(0)] = 4
+    """Users shown in the report."""
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    dataset: SplitDataset,
+    model: TwoStageContender,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge a model on the test part beside the baselines: the content of `report.json`.
+
+    Args:
+        progress: Told what is being worked on, how many queries are done, and of how many.
+
+    Raises:
+        DataError: no positive interaction in the train or in the test part.
+    """
+    started = time.perf_counter()
+    for part, name in ((TRAIN, "train"), (TEST, "test")):
+        if not ((dataset.part == part) & dataset.positive).any():
+            raise DataError(f"evaluate: no positive interaction in the {name} part. Split with a larger share for it.")
+    arena = Arena(
+        items=len(dataset.item_ids),
+        exclude_seen=config.exclude_seen,
+        candidates=config.candidates,
+        list_length=config.list_length,
+        scores_in_memory=config.scores_in_memory,
+        progress=progress,
+    )
+    rivals, notes = _rivals(config, dataset, arena=arena, seed=seed)
+    protocols = {
+        name: _protocol(config, dataset, queries=queries, model=model, rivals=rivals[name], arena=arena, seed=seed)
+        for name, queries in _asked(dataset).items()
+    }
+    main = next(iter(protocols))
+    shown = examples(model, dataset, queries=static(dataset), arena=arena, count=config.examples, seed=seed)
+    return {
+        "format": FORMAT_VERSION,
+        "seed": seed,
+        "config": asdict(config),
+        "data": _data(dataset),
+        "main_protocol": main,
+        "lead_metrics": list(lead_metrics(config.ks)),
+        "headline": _headline(protocols[main], config.ks),
+        "protocols": protocols,
+        "labels": evaluate_labels(model, dataset, max_rows=config.max_queries, resamples=config.bootstrap, seed=seed),
+        "examples": shown,
+        "notes": notes,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _asked(dataset: SplitDataset) -> dict[str, Queries]:
+    """The protocols that fit the split, the main one first."""
+    if dataset.metadata.get("protocol") == "time":
+        return {"successive": successive(dataset), "static": static(dataset)}
+    return {"static": static(dataset)}
+
+
+def _rivals(
+    config: EvaluateConfig, dataset: SplitDataset, *, arena: Arena, seed: int
+) -> tuple[dict[str, list[Contender]], list[str]]:
+    """Protocol -> the baselines and, in a simulated world, the oracle; and what a reader should know of them."""
+    found: list[Contender] = []
+    notes = ["All baselines learn from the train part alone, as the model does."]
+    matrix = baselines.train_matrix(dataset)
+    if "popularity" in config.baselines:
+        found.append(baselines.Popularity(counts=baselines.train_popularity(dataset)))
+    if "item_knn" in config.baselines:
+        found.append(baselines.item_knn(matrix, neighbours=config.knn_neighbours, shrinkage=config.knn_shrinkage))
+    if "ease" in config.baselines and arena.items <= config.ease_max_items:
+        found.append(baselines.ease(matrix, l2=config.ease_l2))
+    elif "ease" in config.baselines:
+        notes.append(f"EASE is left out: {arena.items:,} items, evaluate.ease_max_items = {config.ease_max_items:,}.")
+    oracle = Oracle.of(dataset)
+    if oracle is not None:
+        found.append(oracle)
+        notes.append("The world is simulated: the oracle ranks by the true chance of being next; nothing does better.")
+    both: dict[str, list[Contender]] = {"successive": list(found), "static": list(found)}
+    if "recent_popularity" in config.baselines:
+        window, note = _recent_window(config, dataset, arena=arena, seed=seed)
+        notes.append(note)
+        recent = baselines.RecentPopularity
+        both["successive"].insert(1, recent.of(dataset, TRAIN, VALIDATION, TEST, window=window))
+        both["static"].insert(1, recent.of(dataset, TRAIN, VALIDATION, window=window))
+    return both, notes
+
+
+def _recent_window(config: EvaluateConfig, dataset: SplitDataset, *, arena: Arena, seed: int) -> tuple[int, str]:
+    """The window with the best NDCG on the validation part, and how it came about."""
+    by_time = dataset.metadata.get("protocol") == "time"
+    queries = successive(dataset, VALIDATION) if by_time else static(dataset, VALIDATION)
+    queries, _ = _countable(queries, arena=arena)
+    queries = _sampled(queries, TUNING_QUERIES, seed=seed)
+    if not len(queries):
+        middle = config.recent_windows[len(config.recent_windows) // 2]
+        return middle, f"Recent popularity looks back {middle:,} interactions: no validation part to choose by."
+    parts = (TRAIN, VALIDATION) if by_time else (TRAIN,)
+    k = _lead_k(config.ks)
+    known = int((np.isin(dataset.part, parts) & dataset.positive).sum())
+    reached: dict[int, float] = {}
+    for window in [length for length in config.recent_windows if length < known] or [known]:
+        contender = baselines.RecentPopularity.of(dataset, *parts, window=window)
+        ranks = run(contender, queries, arena=replace(arena, list_length=0)).ranks
+        reached[window] = float(metrics.query_metrics(ranks, queries.relevant_start, ks=(k,))[f"ndcg@{k}"].mean())
+    best = max(reached, key=lambda window: (reached[window], -window))
+    return best, f"Recent popularity looks back {best:,} interactions, chosen by NDCG@{k} on the validation part."
+
+
+def _countable(queries: Queries, *, arena: Arena) -> tuple[Queries, int]:
+    """The queries that can be answered right, and how many cannot: all they ask for was seen, and seen is excluded."""
+    if not arena.exclude_seen:
+        return queries, 0
+    kept = queries.keep_pairs(~seen_pairs(queries, arena.items))
+    return kept, len(queries) - len(kept)
+
+
+def _sampled(queries: Queries, limit: int, *, seed: int) -> Queries:
+    if not limit or len(queries) <= limit:
+        return queries
+    keep = np.zeros(len(queries), bool)
+    keep[np.random.default_rng(seed).choice(len(queries), limit, replace=False)] = True
+    return queries.keep_queries(keep)
+
+
+def _protocol(
+    config: EvaluateConfig,
+    dataset: SplitDataset,
+    *,
+    queries: Queries,
+    model: TwoStageContender,
+    rivals: list[Contender],
+    arena: Arena,
+    seed: int,
+) -> dict[str, Any]:
+    """All contenders on one set of queries."""
+    asked = len(queries)
+    queries, impossible = _countable(queries, arena=arena)
+    queries = _sampled(queries, config.max_queries, seed=seed)
+    if not len(queries):
+        raise DataError("evaluate: every test item had been seen before. Set evaluate.exclude_seen = false.")
+    parts = segments(dataset, queries)
+    outcomes = run_two_stage(model, queries, arena=arena)
+    for rival in rivals:
+        outcomes[rival.name] = run(rival, queries, arena=arena)
+    popularity = baselines.train_popularity(dataset)
+    head = metrics.head_items(popularity)
+    judged = _Judged(config.ks)
+    contenders = {
+        name: judged.add(name, outcome, queries=queries, parts=parts)
+        | {"lists": metrics.list_metrics(outcome.lists, popularity, head=head, chosen=queries.relevant)}
+        for name, outcome in outcomes.items()
+    }
+    result = {
+        "queries": len(queries),
+        "users": len(np.unique(queries.user)),
+        "relevant": len(queries.relevant),
+        "asked": asked,
+        "only_seen": impossible,
+        "contenders": contenders,
+        "segments": [
+            {"group": part.group, "name": part.name, "meaning": part.meaning, "relevant": int(part.pairs.sum())}
+            for part in parts
+        ],
+    }
+    return result | judged.compare(queries.user, resamples=config.bootstrap, seed=seed)
+
+
+class _Judged:
+    """The metrics of each contender, and per query those that lead, for intervals and differences."""
+
+    def __init__(self, ks: tuple[int, ...]) -> None:
+        self.ks = tuple(sorted(set(ks)))
+        self.lead = lead_metrics(ks)
+        self.per_query: dict[tuple[str, str], NDArray[np.float64]] = {}
+
+    def add(self, name: str, outcome: Outcome, *, queries: Queries, parts: list[Segment]) -> dict[str, Any]:
+        found = metrics.query_metrics(outcome.ranks, queries.relevant_start, ks=self.ks)
+        self.per_query |= {(name, metric): found[metric] for metric in self.lead}
+        means = {metric: float(values.mean()) for metric, values in found.items()}
+        for k in self.ks:
+            means[f"top_k_categorical_accuracy@{k}"] = metrics.top_k_categorical_accuracy(
+                outcome.ranks, queries.relevant_count, k=k
+            )
+        by_segment = {part.name: self._segment(outcome, queries=queries, part=part) for part in parts}
+        return {"metrics": means, "segments": by_segment, "nan_scores": outcome.nan_scores}
+
+    def compare(self, user: NDArray[np.int32], *, resamples: int, seed: int) -> dict[str, Any]:
+        """Intervals of the leading metrics, the best baselines, differences, the share of the best possible."""
+        names = list(dict.fromkeys(name for name, _ in self.per_query))
+        rivals = [name for name in names if name not in ("retrieval", "two_stage", "ceiling", "oracle")]
+        means = {key: float(values.mean()) for key, values in self.per_query.items()}
+        best = {metric: max(rivals, key=lambda name: means[name, metric]) for metric in self.lead} if rivals else {}
+        found: dict[str, Any] = {"best_baseline": best, "intervals": {}, "differences": []}
+        if "oracle" in names:
+            found["share_of_best"] = {
+                name: {metric: _ratio(means[name, metric], means["oracle", metric]) for metric in self.lead}
+                for name in names
+                if name not in ("oracle", "ceiling")
+            }
+        pairs = [(metric, one, other) for metric in self.lead for one, other in _pairs(best.get(metric))]
+        found["differences"] = [
+            {"metric": metric, "of": one, "minus": other, "value": means[one, metric] - means[other, metric]}
+            for metric, one, other in pairs
+        ]
+        if resamples:
+            values = {f"{name} {metric}": column for (name, metric), column in self.per_query.items()}
+            drawn = resample_users(values, user, resamples=resamples, seed=seed)
+            found["intervals"] = {
+                name: {metric: drawn.interval(f"{name} {metric}") for metric in self.lead} for name in names
+            }
+            for row in found["differences"]:
+                one, other = (f"{row[side]} {row['metric']}" for side in ("of", "minus"))
+                row["interval"] = drawn.interval(one, minus=other)
+        return found
+
+    def _segment(self, outcome: Outcome, *, queries: Queries, part: Segment) -> dict[str, float] | None:
+        if not part.pairs.any():
+            return None
+        kept = queries.keep_pairs(part.pairs)
+        ks = tuple({int(metric.split("@")[1]) for metric in self.lead})
+        found = metrics.query_metrics(outcome.ranks[part.pairs], kept.relevant_start, ks=ks)
+        return {metric: float(found[metric].mean()) for metric in self.lead}
+
+
+def lead_metrics(ks: tuple[int, ...]) -> tuple[str, ...]:
+    """The metrics that come first in the report: quality of the top, and what retrieval brings in all."""
+    k = _lead_k(ks)
+    return (f"ndcg@{k}", f"recall@{max(ks)}", f"hit_rate@{k}", f"mrr@{k}")
+
+
+def _lead_k(ks: tuple[int, ...]) -> int:
+    return 10 if 10 in ks else min(ks)
+
+
+def _pairs(best: str | None) -> Iterator[tuple[str, str]]:
+    """Which contenders a reader wants to see apart."""
+    yield "two_stage", "retrieval"
+    if best is not None:
+        yield "two_stage", best
+        yield "retrieval", best
+
+
+def _ratio(value: float, best: float) -> float | None:
+    return value / best if best > 0 else None
+
+
+def _headline(protocol: dict[str, Any], ks: tuple[int, ...]) -> dict[str, Any]:
+    """The figures that the first screen and the benchmarks show."""
+    ndcg, recall, _, _ = lead_metrics(ks)
+    found = {name: contender["metrics"] for name, contender in protocol["contenders"].items()}
+    best = protocol["best_baseline"]
+    return {
+        "ndcg": ndcg,
+        "recall": recall,
+        "two_stage_ndcg": found["two_stage"][ndcg],
+        "retrieval_ndcg": found["retrieval"][ndcg],
+        "ceiling_ndcg": found["ceiling"][ndcg],
+        "retrieval_recall": found["retrieval"][recall],
+        "best_baseline_ndcg": {"name": best[ndcg], "value": found[best[ndcg]][ndcg]} if best else None,
+        "best_baseline_recall": {"name": best[recall], "value": found[best[recall]][recall]} if best else None,
+        "oracle_ndcg": found["oracle"][ndcg] if "oracle" in found else None,
+    }
+
+
+def _data(dataset: SplitDataset) -> dict[str, Any]:
+    train, test = dataset.part == TRAIN, dataset.part == TEST
+    testers = np.unique(dataset.user[test & dataset.positive])
+    return {
+        "source": dataset.metadata.get("source"),
+        "split": dataset.metadata.get("protocol"),
+        "users": len(dataset.user_ids),
+        "items": len(dataset.item_ids),
+        "train": int(train.sum()),
+        "validation": int((dataset.part == VALIDATION).sum()),
+        "test": int(test.sum()),
+        "test_positives": int((test & dataset.positive).sum()),
+        "test_users": len(testers),
+        "warm_test_users": int(np.isin(testers, dataset.user[train & dataset.positive]).sum()),
+    }

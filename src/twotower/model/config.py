@@ -1,0 +1,109 @@
+"""What the recipe says of the model. Apart from the layers, so that reading a recipe loads no Keras."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from twotower.data.schema import STRICT, CandidateFeature, HistoryFeature, IdFeature, PositiveInt, QueryFeature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerConfig:
+    """What stands between a tower's features and its embedding."""
+
+    __pydantic_config__ = STRICT
+
+    network: str = "mlp"
+    """`mlp`, `cross` (a cross network of the second version, before the layers), or `module:Class`, a Keras layer of
+    your own that is called without arguments and maps `[n, features]` to `[n, anything]`."""
+    layers: tuple[PositiveInt, ...] = ()
+    """Widths of the network's hidden layers. With `mlp` and none, the embedding is the sum of one linear map a feature;
+    a feature that has the embedding's width already goes in as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalConfig:
+    """Retrieval learns to tell what a user met next from everything that it was not."""
+
+    __pydantic_config__ = STRICT
+
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Weight of this task in the joint loss; 0 leaves ranking alone."""
+    in_batch_negatives: Annotated[int, Ge(0)] = 512
+    """Negatives taken from the batch's own items, shared by all its queries; they come as often as they are popular."""
+    uniform_negatives: Annotated[int, Ge(0)] = 512
+    """Negatives drawn uniformly from all items of the train part, shared by all queries of a batch."""
+    correction: Literal["none", "batch", "sampled"] = "sampled"
+    """How logits answer for the chance of being drawn: `sampled` (an unbiased sum over all items; the positive stands
+    apart), `batch` (log-probability on positive and negatives, as in TFRS), `none` (bare in-batch softmax)."""
+    temperature: Annotated[float, Gt(0)] = 0.25
+    """Divides the logits; smaller sharpens."""
+    unit_vectors: bool = True
+    """Scale embeddings to length 1, so that logits lie within +-1/temperature."""
+
+
+MET = "met"
+"""The label that every interaction has: 1 for what a user met, 0 for a negative drawn beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConfig:
+    """One label that ranking predicts."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """A label column of the interactions; or `met`, which needs no column: what the user met against negatives that
+    retrieval found hard to tell from it."""
+    kind: Literal["regression", "binary"]
+    """`regression` predicts the label itself, `binary` the probability that it is 1."""
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Weight in the joint loss; every label's loss is a mean, so that weights compare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingConfig:
+    """Ranking looks closer at the hundreds that retrieval brought."""
+
+    __pydantic_config__ = STRICT
+
+    labels: tuple[LabelConfig, ...] = (LabelConfig(name=MET, kind="binary"),)
+    """What is predicted; none leaves retrieval alone."""
+    order: dict[str, float] = field(default_factory=lambda: {MET: 1.0})
+    """Label -> weight: candidates are ordered by the weighted sum of these labels' logits or predictions."""
+    layers: tuple[PositiveInt, ...] = (128, 64)
+    """Widths of the head's hidden layers."""
+    cross_layers: Annotated[int, Ge(0)] = 1
+    """Cross layers over the head's inputs (DCN version 2), beside the hidden layers' own reading of them."""
+    dim: Annotated[int, Ge(0)] = 32
+    """Numbers that each tower hands to ranking beside its embedding."""
+    hard_negatives: PositiveInt = 8
+    """For the label `met`: negatives a query, drawn from those that retrieval finds hard to tell from the positive."""
+    hard_share: Annotated[float, Gt(0), Le(1)] = 0.05
+    """For the label `met`: the share of the uniform negatives that counts as hard; about what retrieval brings of all
+    items."""
+    dropout: Annotated[float, Ge(0)] = 0.0
+    """Share of the head's inputs left out at random while training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The joint two-tower model: what each tower reads, and how the two tasks learn from it."""
+
+    __pydantic_config__ = STRICT
+
+    query: tuple[QueryFeature, ...] = (HistoryFeature(kind="history"),)
+    """Features of the query tower."""
+    candidate: tuple[CandidateFeature, ...] = (IdFeature(kind="id", column="item_id", dim=64),)
+    """Features of the candidate tower."""
+    embedding_dim: PositiveInt = 64
+    """Width of both towers' embeddings."""
+    query_tower: TowerConfig = field(default_factory=lambda: TowerConfig(layers=(128,)))
+    """The network of the query tower."""
+    candidate_tower: TowerConfig = field(default_factory=TowerConfig)
+    """The network of the candidate tower."""
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """Stage 1."""
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+    """Stage 2."""

@@ -1,0 +1,128 @@
+"""The trained model as a server runs it: three ONNX graphs and the fitted features; no Keras, no JAX.
+
+Evaluation, index and server all answer through this class, so that what was judged is what is served.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from twotower.data.feature_encoders import FittedFeatures
+from twotower.errors import ArtifactError
+
+QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH = "query_tower.onnx", "candidate_tower.onnx", "ranking.onnx"
+DESCRIPTION = "model.json"
+SCORE = "score"
+"""The key under which `rank` answers what candidates are ordered by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerOutput:
+    """What a tower says of `n` queries or candidates."""
+
+    whole: NDArray[np.float32]
+    """`[n, D + R]` the embedding, then what only the ranking head reads."""
+    dim: int
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """`[n, D]` what the index compares by inner product."""
+        return self.whole[:, : self.dim]
+
+    @property
+    def ranking(self) -> NDArray[np.float32]:
+        """`[n, D + R]` what the ranking head takes."""
+        return self.whole
+
+
+class ExportedModel:
+    """Both towers and the ranking head, run by ONNX Runtime; safe to call from several threads."""
+
+    def __init__(self, directory: Path, *, threads: int = 0) -> None:
+        """Read a model directory, or the `model/` of a bundle.
+
+        Args:
+            directory: Where `model.json` stands.
+            threads: Threads within one call; 0 leaves it to ONNX Runtime.
+
+        Raises:
+            ArtifactError: a file is missing or is no graph that ONNX Runtime can run.
+        """
+        try:
+            description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            raise ArtifactError(f"{directory / DESCRIPTION}: not readable ({fault}). Train the model again.") from fault
+        self.embedding_dim: int = description["embedding_dim"]
+        self.temperature: float = description["temperature"]
+        self.labels: dict[str, str] = description["labels"]
+        """Label -> "regression" or "binary", in the order of the head's outputs."""
+        self.order: dict[str, float] = description["order"]
+        """Label -> its weight in the final score; empty where ranking keeps retrieval's order."""
+        self.features = FittedFeatures.load(directory)
+        self._query = _session(directory / QUERY_GRAPH, threads=threads)
+        self._candidate = _session(directory / CANDIDATE_GRAPH, threads=threads)
+        self._ranking = _session(directory / RANKING_GRAPH, threads=threads) if self.labels else None
+
+    @classmethod
+    def load(cls, directory: Path) -> "ExportedModel":
+        """Read a model directory, or the `model/` of a bundle."""
+        return cls(directory)
+
+    def embed_queries(self, inputs: Mapping[str, NDArray[Any]]) -> TowerOutput:
+        """The query tower's output for `n` queries, from inputs as `FittedFeatures.query_inputs` makes them."""
+        return TowerOutput(whole=_run(self._query, inputs), dim=self.embedding_dim)
+
+    def embed_candidates(self, inputs: Mapping[str, NDArray[Any]]) -> TowerOutput:
+        """The candidate tower's output for `n` items, from `FittedFeatures.candidate_inputs`."""
+        return TowerOutput(whole=_run(self._candidate, inputs), dim=self.embedding_dim)
+
+    def rank(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Score each query's candidates, each by itself: no candidate's score depends on the others.
+
+        Args:
+            query: `[B, D + R]` as `TowerOutput.ranking`.
+            candidate: `[B, C, D + R]` likewise.
+
+        Returns:
+            `score` `[B, C]`, by which candidates are ordered, and for each label `[B, C]` the value (regression) or
+            probability (binary) predicted. Without labels, or without an order, the score is retrieval's.
+        """
+        size, count, width = candidate.shape
+        similarity = np.einsum("bd,bcd->bc", query[:, : self.embedding_dim], candidate[:, :, : self.embedding_dim])
+        if self._ranking is None:
+            return {SCORE: similarity}
+        pairs = {"query": np.repeat(query, count, axis=0), "candidate": candidate.reshape(-1, width)}
+        logits = _run(self._ranking, pairs).reshape(size, count, len(self.labels))
+        answer: dict[str, NDArray[np.float32]] = {}
+        score = np.zeros((size, count), np.float32)
+        for place, (label, kind) in enumerate(self.labels.items()):
+            answer[label] = logits[:, :, place] if kind == "regression" else _sigmoid(logits[:, :, place])
+            score += np.float32(self.order.get(label, 0.0)) * logits[:, :, place]
+        return answer | {SCORE: score if self.order else similarity}
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
+
+
+def _session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing. Train the model again.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as fault:  # ONNX Runtime has an exception of its own for each kind of broken graph, none public.
+        raise ArtifactError(f"{path}: no graph that ONNX Runtime can run ({fault}). Train the model again.") from fault
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    wanted = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
+    return np.asarray(session.run(None, wanted)[0], np.float32)

@@ -1,0 +1,38 @@
+"""What the recipe says of training. Apart from the training, so that reading a recipe loads no Keras."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from twotower.data.schema import STRICT, PositiveInt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One training run: same recipe, same data, same machine give the same model."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: PositiveInt = 20
+    """Passes over the train part at most; early stopping may end the run before."""
+    batch_size: PositiveInt = 1024
+    """Queries per step."""
+    optimizer: Literal["adam", "adamw", "adagrad", "sgd", "lion"] = "adam"
+    """Updates the dense weights; the embedding tables always learn by sparse Adagrad."""
+    learning_rate: Annotated[float, Gt(0)] = 0.001
+    """Step size of the dense weights."""
+    embedding_learning_rate: Annotated[float, Gt(0)] = 0.05
+    """Step size of Adagrad on the embedding tables."""
+    accumulator: Literal["row", "element"] = "element"
+    """Adagrad's memory: one number an element, or one a row, which takes half the memory of a table."""
+    metric: str = "ndcg@10"
+    """What early stopping watches on the validation part: `recall@K`, `ndcg@K`, or `rmse` (first regression label)."""
+    patience: Annotated[int, Ge(0)] = 2
+    """Epochs without a better metric before the run stops; the best epoch's weights are kept."""
+    validation_queries: PositiveInt = 5_000
+    """Validation queries asked after each epoch, drawn at random where there are more."""
+    steps_per_call: PositiveInt = 50
+    """Steps in one compiled call."""
+    checkpoint_steps: PositiveInt = 2_000
+    """Steps between checkpoints; the end of each epoch has one as well."""

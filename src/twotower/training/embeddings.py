@@ -1,0 +1,88 @@
+"""Sparse embedding tables: a step reads the rows of its batch, and only those rows are updated.
+
+Tables stay outside automatic differentiation. `localise` gathers the rows that a batch names into a small table of
+its own; the loss is differentiated with respect to that one, which adds the gradients of equal ids up; `adagrad`
+scatters the update back. The cost of a step follows the batch, never the table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+Accumulator = Literal["row", "element"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRows:
+    """The rows of one table that a batch reads."""
+
+    rows: Array | None
+    """`[u]` their places in the table, filled up with the table's length; None where the table is taken whole."""
+    values: Array
+    """`[u, dim]` what stands there."""
+    inputs: dict[str, Array]
+    """The batch's own inputs, now pointing into `values`; -1 still pads."""
+
+
+def localise(table: Array, inputs: Mapping[str, Array]) -> LocalRows:
+    """Gather what the inputs name from a table.
+
+    A table with fewer rows than twice the ids in the batch is taken whole: its cost is bounded by the batch anyway, and
+    no ids need sorting.
+
+    Args:
+        table: `[rows, dim]`.
+        inputs: Arrays of row numbers, of any shape, -1 for padding.
+    """
+    count = sum(ids.size for ids in inputs.values())
+    if table.shape[0] <= 2 * count:
+        return LocalRows(None, table, dict(inputs))
+    flat = jnp.concatenate([ids.reshape(-1) for ids in inputs.values()])
+    padding = flat < 0
+    rows, place = jnp.unique(jnp.maximum(flat, 0), return_inverse=True, size=count, fill_value=table.shape[0])
+    place = jnp.where(padding, -1, place.reshape(-1))
+    local, offset = {}, 0
+    for name, ids in inputs.items():
+        local[name] = place[offset : offset + ids.size].reshape(ids.shape)
+        offset += ids.size
+    return LocalRows(rows, table.at[rows].get(mode="fill", fill_value=0.0), local)
+
+
+def new_accumulator(table: Array, kind: Accumulator) -> Array:
+    """Zeros for the sums of squared gradients: one per row, or one per element."""
+    return jnp.zeros((table.shape[0], 1) if kind == "row" else table.shape, jnp.float32)
+
+
+def adagrad(
+    table: Array, accumulator: Array, *, local: LocalRows, gradient: Array, learning_rate: float
+) -> tuple[Array, Array]:
+    """The table and its accumulator after one Adagrad step on the rows of `local`.
+
+    Args:
+        table: `[rows, dim]`.
+        accumulator: `[rows, 1]` (row-wise: mean square of the row's gradient) or `[rows, dim]` (per element).
+        local: What the batch read.
+        gradient: `[u, dim]` with respect to `local.values`.
+        learning_rate: Step size; a first step moves each element by about this much.
+
+    Source:
+        Duchi et al., JMLR 12 (2011) 2121-2159; row-wise as in Mudigere et al., ISCA 2022,
+        https://arxiv.org/abs/2104.05158
+    """
+    square = jnp.square(gradient)
+    if accumulator.shape[1] == 1:
+        square = jnp.mean(square, axis=1, keepdims=True)
+    if local.rows is None:
+        after = accumulator + square
+        return table - learning_rate * gradient * _inverse_root(after), after
+    after = accumulator.at[local.rows].get(mode="fill", fill_value=0.0) + square
+    step = -learning_rate * gradient * _inverse_root(after)
+    return table.at[local.rows].add(step, mode="drop"), accumulator.at[local.rows].add(square, mode="drop")
+
+
+def _inverse_root(accumulated: Array) -> Array:
+    """`1 / sqrt(a)`, 0 where nothing was accumulated: a row that no example named stays as it is."""
+    return jnp.where(accumulated > 0, 1.0 / jnp.sqrt(jnp.maximum(accumulated, 1e-30)), 0.0)

@@ -1,0 +1,289 @@
+"""Fit the joint model: epochs of compiled steps, validation, early stopping, checkpoints."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from twotower.artifact import hash_json
+from twotower.data.batches import QueryArrays, TrainingArrays
+from twotower.data.feature_encoders import FittedFeatures, Inputs, fit_features
+from twotower.data.split import TRAIN, VALIDATION, SplitDataset
+from twotower.errors import RecipeError, TrainingError
+from twotower.model.config import MET, ModelConfig
+from twotower.model.joint import JointModel
+from twotower.training.checkpoints import load_checkpoint, save_checkpoint
+from twotower.training.config import TrainConfig
+from twotower.training.step import Stepper, TrainState
+from twotower.training.validation import Validator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainProgress:
+    """How far a run is, for whoever draws it."""
+
+    epoch: int
+    """From 1."""
+    epochs: int
+    step: int
+    """Steps taken in all."""
+    steps: int
+    """Steps that all epochs would take."""
+    examples_per_second: float
+    losses: dict[str, float]
+    """Means over the steps since the last report."""
+    validation: dict[str, float] | None
+    """After an epoch: the validation metrics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A fitted model: its layers hold the best epoch's weights, its tables too."""
+
+    model: JointModel
+    history: list[dict[str, Any]]
+    """One entry an epoch: epoch, seconds, losses, validation metrics."""
+    best_epoch: int
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model_config: ModelConfig,
+    dataset: SplitDataset,
+    seed: int,
+    checkpoint: Path,
+    resume: bool,
+    report: Callable[[TrainProgress], None],
+) -> Trained:
+    """Fit the joint model on the train part.
+
+    Args:
+        config: The run.
+        model_config: What is fitted.
+        dataset: The parts.
+        seed: Decides weights, order of examples and negatives.
+        checkpoint: Directory of the run's checkpoint; removed by nobody, replaced at each.
+        resume: Go on from the checkpoint where there is one.
+        report: Called after each compiled call.
+
+    Raises:
+        TrainingError: a loss is no number, or the checkpoint is another run's.
+        RecipeError: a label or column that the data does not have.
+    """
+    model, arrays = build_model(model_config, dataset=dataset, seed=seed)
+    run = _Run(config, model, arrays, dataset=dataset, seed=seed, checkpoint=checkpoint, report=report)
+    if resume and checkpoint.exists():
+        run.load()
+    while run.wants_more():
+        run.epoch()
+    return run.finish()
+
+
+def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tuple[JointModel, TrainingArrays]:
+    """The model with its first weights, and the arrays that it trains on."""
+    labels = tuple(label.name for label in config.ranking.labels)
+    if missing := [name for name in labels if name != MET and name not in dataset.labels]:
+        there = ", ".join([*dataset.labels, MET])
+        raise RecipeError(
+            f"model.ranking.labels: the data has no label '{missing[0]}' (there are: {there}). Name one of these."
+        )
+    if unknown := [name for name in config.ranking.order if name not in labels]:
+        raise RecipeError(
+            f"model.ranking.order: '{unknown[0]}' is no label of model.ranking.labels. Name one of these."
+        )
+    features = fit_features(config.query, config.candidate, dataset=dataset)
+    columns = dataset.labels | {MET: np.full(len(dataset.item), np.nan, np.float32)}
+    arrays = TrainingArrays.build(dataset, features, labels=[columns[name] for name in labels])
+    model = JointModel(config, features=features, seed=seed)
+    query, candidate = sample_inputs(features, dataset)
+    model.build(query, candidate, label_means=first_predictions(model_config=config, labels=arrays.labels))
+    return model, arrays
+
+
+def sample_inputs(features: FittedFeatures, dataset: SplitDataset) -> tuple[Inputs, Inputs]:
+    """A query's and a candidate's inputs, by which layers and graphs learn names, types and widths."""
+    first = np.zeros(1, np.int64)
+    arrays = QueryArrays.build(dataset, features, log=dataset.user_log(TRAIN, positives_only=True))
+    query = arrays.inputs(dataset.user[:1], dataset.timestamp[:1], log_row=first)
+    return query, features.candidate_inputs(dataset.items.slice(0, 1))
+
+
+def first_predictions(*, model_config: ModelConfig, labels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`[L]` what the head predicts before it has learned: the mean of a regression label, the log odds of a binary."""
+    first = np.zeros(labels.shape[1], np.float32)
+    for place, label in enumerate(model_config.ranking.labels):
+        known = labels[:, place][~np.isnan(labels[:, place])]
+        if len(known):
+            mean = float(known.mean())
+            share = min(max(mean, 1e-4), 1 - 1e-4)
+            first[place] = mean if label.kind == "regression" else np.log(share / (1 - share))
+    return first
+
+
+class _Run:
+    """A training run's position; every epoch starts from here, so a resumed run repeats nothing and skips nothing."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: JointModel,
+        arrays: TrainingArrays,
+        *,
+        dataset: SplitDataset,
+        seed: int,
+        checkpoint: Path,
+        report: Callable[[TrainProgress], None],
+    ) -> None:
+        self.config, self.model, self.seed = config, model, seed
+        self.checkpoint, self.report = checkpoint, report
+        optimizer = keras.optimizers.get(
+            {"class_name": config.optimizer, "config": {"learning_rate": config.learning_rate}}
+        )
+        self.stepper = Stepper(
+            model,
+            arrays,
+            optimizer=optimizer,
+            embedding_learning_rate=config.embedding_learning_rate,
+            accumulator=config.accumulator,
+            seed=seed,
+        )
+        self.examples = len(arrays.item)
+        self.batch_size = min(config.batch_size, self.examples)
+        self.steps = self.examples // self.batch_size
+        has_validation = bool((dataset.positive & (dataset.part == VALIDATION)).any())
+        self.validator = Validator.build(config, model, dataset=dataset, seed=seed) if has_validation else None
+        self.state = self.stepper.start()
+        self.best = jax.device_get(self.state)
+        self.best_epoch, self.best_value = 0, -np.inf
+        self.history: list[dict[str, Any]] = []
+        self.step_in_epoch = 0
+        self.partial: dict[str, float] = {}
+        self.identity = hash_json(
+            {
+                "train": asdict(config), "model": asdict(model.config), "seed": seed, "examples": self.examples,
+                "data": _digest(arrays.item, arrays.user, arrays.second, arrays.labels),
+            }
+        )  # fmt: skip
+
+    def wants_more(self) -> bool:
+        """Whether another epoch follows: neither the last one nor patience has been reached."""
+        done = len(self.history)
+        waited = done - self.best_epoch
+        return done < self.config.epochs and (self.validator is None or done == 0 or waited <= self.config.patience)
+
+    def epoch(self) -> None:
+        """Go through the examples once, in an order that the seed and the epoch's number decide; then validate."""
+        number = len(self.history)
+        order = np.random.default_rng([self.seed, number]).permutation(self.examples)
+        batches = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size).astype(np.int32)
+        began = time.perf_counter()
+        sums = self.partial
+        since_checkpoint = 0
+        while self.step_in_epoch < self.steps:
+            chunk = batches[self.step_in_epoch : self.step_in_epoch + self.config.steps_per_call]
+            losses = self._call(chunk, number)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value * len(chunk)
+            self.step_in_epoch += len(chunk)
+            since_checkpoint += len(chunk)
+            if since_checkpoint >= self.config.checkpoint_steps and self.step_in_epoch < self.steps:
+                self.partial, since_checkpoint = sums, 0
+                self.save()
+        entry = {"epoch": number + 1, "seconds": time.perf_counter() - began}
+        entry |= {name: total / self.steps for name, total in sums.items()}
+        self._judge(entry)
+        self.partial, self.step_in_epoch = {}, 0
+        self.save()
+
+    def _call(self, chunk: NDArray[np.int32], number: int) -> dict[str, float]:
+        """One compiled call; the means of its losses."""
+        began = time.perf_counter()
+        self.state, traced = self.stepper.run(self.state, chunk)
+        losses = {name: np.asarray(values) for name, values in traced.items()}
+        bad = ~np.isfinite(losses["loss"])
+        if bad.any():
+            step = number * self.steps + self.step_in_epoch + int(np.argmax(bad)) + 1
+            raise TrainingError(
+                f"train: the loss is no number at step {step} (epoch {number + 1}). Lower "
+                f"train.embedding_learning_rate (now {self.config.embedding_learning_rate}) or train.learning_rate "
+                f"(now {self.config.learning_rate})."
+            )
+        means = {name: float(values.mean()) for name, values in losses.items()}
+        self.report(
+            TrainProgress(
+                epoch=number + 1,
+                epochs=self.config.epochs,
+                step=number * self.steps + self.step_in_epoch + len(chunk),
+                steps=self.config.epochs * self.steps,
+                examples_per_second=chunk.size / (time.perf_counter() - began),
+                losses=means,
+                validation=None,
+            )
+        )
+        return means
+
+    def _judge(self, entry: dict[str, Any]) -> None:
+        """Add the epoch to the history, with its validation metrics; keep its weights where they are the best."""
+        if self.validator is None:
+            self.history.append(entry)
+            self.best, self.best_epoch = jax.device_get(self.state), len(self.history)
+            return
+        metrics = self.validator.metrics(self.state)
+        value = metrics[self.config.metric] * (-1 if self.config.metric == "rmse" else 1)
+        self.history.append(entry | {f"validation_{name}": number for name, number in metrics.items()})
+        if value > self.best_value:
+            self.best, self.best_epoch, self.best_value = jax.device_get(self.state), len(self.history), value
+        self.report(
+            TrainProgress(
+                epoch=entry["epoch"],
+                epochs=self.config.epochs,
+                step=entry["epoch"] * self.steps,
+                steps=self.config.epochs * self.steps,
+                examples_per_second=self.steps * self.batch_size / entry["seconds"],
+                losses={name: entry[name] for name in entry if name not in ("epoch", "seconds")},
+                validation=metrics,
+            )
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        position = {
+            "history": self.history, "best_epoch": self.best_epoch, "best_value": float(self.best_value),
+            "step_in_epoch": self.step_in_epoch, "partial": self.partial,
+        }  # fmt: skip
+        save_checkpoint(self.checkpoint, {"state": self.state, "best": self.best}, run=self.identity, position=position)
+
+    def load(self) -> None:
+        """Go on where the checkpoint stands."""
+        templates = {"state": self.state, "best": self.best}
+        trees, position = load_checkpoint(self.checkpoint, templates, run=self.identity)
+        self.state, self.best = jax.tree.map(jax.numpy.array, trees["state"]), trees["best"]
+        self.history, self.best_epoch, self.best_value = (
+            position["history"],
+            position["best_epoch"],
+            position["best_value"],
+        )
+        self.step_in_epoch, self.partial = position["step_in_epoch"], position["partial"]
+
+    def finish(self) -> Trained:
+        """The model with the best epoch's weights."""
+        best: TrainState = self.best
+        self.model.assign(best.weights, best.states)
+        self.model.tables = {name: jax.numpy.asarray(table) for name, table in best.tables.items()}
+        return Trained(model=self.model, history=self.history, best_epoch=self.best_epoch)
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    """A hash of the arrays' bytes: a checkpoint must not go on with other data."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

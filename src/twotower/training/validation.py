@@ -1,0 +1,157 @@
+"""What early stopping watches: the model's answers to validation queries, by the same ranks as the final evaluation."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from twotower.data.batches import QueryArrays
+from twotower.data.feature_encoders import Inputs
+from twotower.data.split import VALIDATION, SplitDataset
+from twotower.errors import RecipeError
+from twotower.evaluation.queries import Queries, labelled, seen_pairs, static, successive
+from twotower.evaluation.ranks import blocks, ranks_in_block, seen_items, silence
+from twotower.model.joint import JointModel
+from twotower.training.step import TrainState
+
+BLOCK = 1024
+"""Queries scored at a time: bounds memory at `BLOCK` x items scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingQueries:
+    """Validation interactions whose first regression label is known."""
+
+    place: int
+    """The label's place among the ranking head's labels."""
+    inputs: Inputs
+    item: NDArray[np.int32]
+    label: NDArray[np.float32]
+
+
+class Validator:
+    """Validation queries, put together once and asked after every epoch."""
+
+    def __init__(
+        self, model: JointModel, *, queries: Queries, inputs: Inputs, items: Inputs, ratings: RatingQueries | None
+    ) -> None:
+        """Keep the queries.
+
+        Args:
+            model: The model whose layers answer.
+            queries: `q` queries.
+            inputs: The query tower's inputs for these.
+            items: The candidate tower's inputs for the whole catalogue.
+            ratings: What the rating head is asked, if there is one.
+        """
+        self.model, self.queries, self.inputs, self.items, self.ratings = model, queries, inputs, items, ratings
+        self.ks = {"recall": 100, "ndcg": 10}
+        self._embed = jax.jit(self._apply, static_argnames="part")
+
+    @classmethod
+    def build(cls, config: Any, model: JointModel, *, dataset: SplitDataset, seed: int) -> "Validator":
+        """Draw the queries: under a split by time each at its own moment, elsewhere one a user."""
+        by_time = dataset.metadata.get("protocol") == "time"
+        queries = (successive if by_time else static)(dataset, VALIDATION)
+        queries = queries.keep_pairs(~seen_pairs(queries, len(dataset.item_ids)))
+        chosen = np.zeros(len(queries), bool)
+        chosen[np.random.default_rng(seed).permutation(len(queries))[: config.validation_queries]] = True
+        queries = queries.keep_queries(chosen)
+        arrays = QueryArrays.build(dataset, model.features, log=queries.known_positives)
+        validator = cls(
+            model,
+            queries=queries,
+            inputs=arrays.inputs(queries.user, queries.timestamp, log_row=queries.log_row),
+            items=model.features.candidate_inputs(dataset.items),
+            ratings=_rating_queries(config, model, dataset=dataset, arrays=arrays, seed=seed),
+        )
+        validator.ks |= _metric_k(config.metric, has_ratings=validator.ratings is not None)
+        return validator
+
+    def metrics(self, state: TrainState) -> dict[str, float]:
+        """`recall@K` and `ndcg@K` of retrieval, and `rmse` where there is a regression label."""
+        dim = self.model.config.embedding_dim
+        candidate = self._blockwise("candidate", self.items, state)
+        query = self._blockwise("query", self.inputs, state)
+        ranks = self._ranks(query[:, :dim], candidate[:, :dim])
+        sizes = np.diff(self.queries.relevant_start)
+        owner = self.queries.pair_query()
+        found: dict[str, float] = {}
+        k = self.ks["recall"]
+        found[f"recall@{k}"] = float((np.bincount(owner, ranks <= k, minlength=len(sizes)) / sizes).mean())
+        k = self.ks["ndcg"]
+        gain = np.bincount(owner, np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0.0), minlength=len(sizes))
+        best = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])[np.minimum(sizes, k)]
+        found[f"ndcg@{k}"] = float((gain / best).mean())
+        if self.ratings is not None:
+            found["rmse"] = self._rmse(state, candidate)
+        return found
+
+    def _ranks(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.int32]:
+        parts = []
+        for start, stop in blocks(len(self.queries), BLOCK):
+            block = self.queries.take(start, stop)
+            excluded = seen_items(block, items=len(candidate))
+            scores = query[start:stop] @ candidate.T
+            silence(scores, excluded)
+            left = len(candidate) - excluded.count(len(block))
+            parts.append(ranks_in_block(scores, block.relevant_start, relevant=block.relevant, candidates=left))
+        return np.concatenate(parts)
+
+    def _rmse(self, state: TrainState, candidate: NDArray[np.float32]) -> float:
+        ratings = self.ratings
+        assert ratings is not None
+        query = self._blockwise("query", ratings.inputs, state)
+        pairs = {"query": query, "candidate": candidate[ratings.item]}
+        predicted = self._blockwise("ranking", pairs, state)[:, ratings.place]
+        return float(np.sqrt(np.mean(np.square(predicted - ratings.label))))
+
+    def _apply(self, weights: Any, tables: Any, states: Any, inputs: Any, *, part: str) -> Any:
+        arguments = (inputs["query"], inputs["candidate"]) if part == "ranking" else (inputs, tables)
+        return self.model.apply(part, weights, states, *arguments)[0]
+
+    def _blockwise(self, part: str, inputs: Inputs, state: TrainState) -> NDArray[np.float32]:
+        """One layer's output for all rows, computed in blocks of one size so that it is compiled once."""
+        total = len(next(iter(inputs.values())))
+        parts = []
+        for start, stop in blocks(total, BLOCK):
+            rows = np.minimum(np.arange(start, start + min(BLOCK, total)), total - 1)
+            block = {name: values[rows] for name, values in inputs.items()}
+            output = self._embed(state.weights, state.tables, state.states, block, part=part)
+            parts.append(np.asarray(output)[: stop - start])
+        return np.concatenate(parts)
+
+
+def _metric_k(metric: str, *, has_ratings: bool) -> dict[str, int]:
+    if found := re.fullmatch(r"(recall|ndcg)@([1-9]\d*)", metric):
+        return {found[1]: int(found[2])}
+    if metric == "rmse" and has_ratings:
+        return {}
+    raise RecipeError(
+        f"train.metric: '{metric}' cannot be watched. Take recall@K, ndcg@K, or rmse where model.ranking has a "
+        "regression label that the validation part holds."
+    )
+
+
+def _rating_queries(
+    config: Any, model: JointModel, *, dataset: SplitDataset, arrays: QueryArrays, seed: int
+) -> RatingQueries | None:
+    for place, label in enumerate(model.config.ranking.labels):
+        if label.kind != "regression":
+            continue
+        truth = dataset.labels[label.name]
+        rows = np.flatnonzero((dataset.part == VALIDATION) & ~np.isnan(truth))
+        if not len(rows):
+            return None
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[: config.validation_queries])
+        asked = labelled(dataset, rows)
+        return RatingQueries(
+            place=place,
+            inputs=arrays.inputs(asked.user, asked.timestamp, log_row=asked.log_row),
+            item=asked.relevant,
+            label=truth[asked.log_row],
+        )
+    return None

@@ -1,0 +1,86 @@
+"""What many tests read: the real MovieLens sets where they are, and a tiny simulated split made by the real steps."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from twotower import steps
+from twotower.artifact import write_artifact
+from twotower.data.prepare import PrepareConfig, prepare
+from twotower.data.sources.simulated import SimulatedConfig
+from twotower.data.split import SplitConfig, split
+from twotower.recipe import Recipe, load_recipe
+
+# Machines are shared and the first call of a compiled function is slow: no test is judged by its time.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of the MovieLens sets, which are never in the repository; a test that needs them skips without."""
+    folder = Path(os.environ.get("TWOTOWER_DATA") or REPOSITORY / ".." / "shared" / "data").resolve()
+    if not (folder / "ml-100k" / "u.data").is_file():
+        pytest.skip(f"no MovieLens in {folder}; set TWOTOWER_DATA to a folder that holds ml-100k and ml-1m")
+    return folder
+
+
+@pytest.fixture
+def prepare_into() -> Callable[..., Path]:
+    """Runs the real preparation: `prepare_into(directory, config)` gives the prepared directory."""
+    return _prepare
+
+
+@pytest.fixture
+def split_into() -> Callable[..., Path]:
+    """Runs the real split: `split_into(directory, config, prepared=...)` gives the split directory."""
+    return _split
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared directory of a simulated world: 300 users, 200 items, 9,000 interactions."""
+    world = SimulatedConfig(users=300, items=200, interactions=9_000, clusters=8)
+    directory = tmp_path_factory.mktemp("tiny") / "prepared"
+    return _prepare(directory, PrepareConfig(simulated=world, positives="rating >= 3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_split(tiny_prepared: Path) -> Path:
+    """The split directory, by time, of the same world; read it with `load_split`."""
+    return _split(tiny_prepared.parent / "split", SplitConfig(validation=0.1), prepared=tiny_prepared)
+
+
+def _prepare(directory: Path, config: PrepareConfig) -> Path:
+    metadata: dict[str, Any] = {}
+    with write_artifact(directory, kind="prepared", metadata=metadata) as out:
+        metadata.update(prepare(config, seed=1, out=out))
+    return directory
+
+
+def _split(directory: Path, config: SplitConfig, *, prepared: Path) -> Path:
+    metadata: dict[str, Any] = {}
+    with write_artifact(directory, kind="split", metadata=metadata) as out:
+        metadata.update(split(config, seed=1, prepared=prepared, out=out))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """A recipe with every kind of feature on the tiny world, small enough to train in seconds."""
+    return load_recipe(Path(__file__).parent / "tiny.toml")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a whole run of the tiny recipe; tests only read it."""
+    directory = tmp_path_factory.mktemp("run") / "tiny"
+    for _ in steps.run(tiny_recipe, out=directory):
+        pass
+    return directory

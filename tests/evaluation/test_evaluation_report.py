@@ -1,0 +1,195 @@
+"""The whole report, in a simulated world whose best ranking is known."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from twotower.data.split import SplitDataset, load_split
+from twotower.errors import DataError
+from twotower.evaluation import baselines
+from twotower.evaluation.contenders import Oracle
+from twotower.evaluation.evaluate import EvaluateConfig, evaluate
+from twotower.evaluation.queries import Queries
+from twotower.evaluation.report import headline_sentence, write_report
+
+Make = Callable[..., SplitDataset]
+
+
+class Stages:
+    """Retrieves by popularity and ranks by the true chances: the ranking stage cannot be better."""
+
+    name = "model"
+    label_kinds: ClassVar[dict[str, str]] = {"rating": "regression"}
+
+    def __init__(self, dataset: SplitDataset) -> None:
+        self.popularity = baselines.Popularity(counts=baselines.train_popularity(dataset))
+        oracle = Oracle.of(dataset)
+        assert oracle is not None
+        self.oracle = oracle
+
+    def score(self, queries: Queries) -> np.ndarray:
+        return self.popularity.score(queries)
+
+    def rank(self, queries: Queries, candidates: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(self.oracle.score(queries), candidates, axis=1)
+
+    def predict(self, queries: Queries, item: np.ndarray) -> dict[str, np.ndarray]:
+        return {"rating": np.full(len(item), 3.5, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_split: Path) -> SplitDataset:
+    return load_split(tiny_split)
+
+
+@pytest.fixture(scope="module")
+def report(dataset: SplitDataset) -> dict[str, Any]:
+    config = EvaluateConfig(candidates=30, bootstrap=200, ks=(1, 10, 50))
+    return evaluate(config, dataset=dataset, model=Stages(dataset), seed=1)
+
+
+def ndcg(report: dict[str, Any], name: str, protocol: str = "successive") -> float:
+    value: float = report["protocols"][protocol]["contenders"][name]["metrics"]["ndcg@10"]
+    return value
+
+
+def test_every_contender_is_in_every_protocol(report: dict[str, Any]) -> None:
+    expected = {"retrieval", "two_stage", "ceiling", "popularity", "recent_popularity", "item_knn", "ease", "oracle"}
+    assert list(report["protocols"]) == ["successive", "static"]
+    for protocol in report["protocols"].values():
+        assert set(protocol["contenders"]) == expected
+
+
+def test_retrieval_by_popularity_is_the_popularity_baseline(report: dict[str, Any]) -> None:
+    for protocol in ("successive", "static"):
+        contenders = report["protocols"][protocol]["contenders"]
+        assert contenders["retrieval"]["metrics"] == contenders["popularity"]["metrics"]
+        assert contenders["retrieval"]["lists"] == contenders["popularity"]["lists"]
+
+
+def test_stages_stand_between_retrieval_and_the_ceiling(report: dict[str, Any]) -> None:
+    assert ndcg(report, "retrieval") < ndcg(report, "two_stage") < ndcg(report, "ceiling")
+
+
+def test_nobody_does_better_than_the_oracle(report: dict[str, Any]) -> None:
+    rivals = ("retrieval", "two_stage", "popularity", "recent_popularity", "item_knn", "ease")
+    assert ndcg(report, "oracle") > max(ndcg(report, name) for name in rivals)
+    shares = report["protocols"]["successive"]["share_of_best"]
+    assert shares["two_stage"]["ndcg@10"] == ndcg(report, "two_stage") / ndcg(report, "oracle")
+
+
+def test_headline_and_differences_repeat_the_table(report: dict[str, Any]) -> None:
+    main = report["protocols"]["successive"]
+    gain = next(row for row in main["differences"] if (row["metric"], row["minus"]) == ("ndcg@10", "retrieval"))
+    assert gain["value"] == pytest.approx(ndcg(report, "two_stage") - ndcg(report, "retrieval"))
+    assert gain["interval"][0] < gain["value"] < gain["interval"][1]
+    assert report["headline"]["two_stage_ndcg"] == ndcg(report, "two_stage")
+    low, high = main["intervals"]["two_stage"]["ndcg@10"]
+    assert low < ndcg(report, "two_stage") < high
+
+
+def test_a_smaller_bound_on_memory_gives_the_same_report(dataset: SplitDataset, report: dict[str, Any]) -> None:
+    config = EvaluateConfig(candidates=30, bootstrap=200, ks=(1, 10, 50), scores_in_memory=1_000)
+    other = evaluate(config, dataset=dataset, model=Stages(dataset), seed=1)
+    for name in ("retrieval", "two_stage", "popularity", "recent_popularity", "oracle"):
+        assert ndcg(other, name) == ndcg(report, name)
+    assert ndcg(other, "ease") == pytest.approx(ndcg(report, "ease"), abs=1e-3)
+
+
+def test_fewer_queries_and_no_baselines_can_be_asked_for(dataset: SplitDataset) -> None:
+    config = EvaluateConfig(max_queries=50, baselines=(), bootstrap=0, examples=0, ks=(5,))
+    found = evaluate(config, dataset=replace(dataset, directory=None), model=Stages(dataset), seed=1)
+    assert found["protocols"]["successive"]["queries"] == 50
+    assert set(found["protocols"]["successive"]["contenders"]) == {"retrieval", "two_stage", "ceiling"}
+    assert found["labels"]["rating"]["rows"] <= 50
+    assert "no baseline" in headline_sentence(found)
+
+
+def test_ease_is_left_out_of_a_large_catalogue_with_a_reason(dataset: SplitDataset) -> None:
+    config = EvaluateConfig(ease_max_items=10, baselines=("popularity", "ease"), bootstrap=0, max_queries=50)
+    found = evaluate(config, dataset=dataset, model=Stages(dataset), seed=1)
+    assert "ease" not in found["protocols"]["static"]["contenders"]
+    assert any("EASE is left out" in note for note in found["notes"])
+
+
+def test_a_split_that_is_not_by_time_is_asked_statically_alone(dataset: SplitDataset) -> None:
+    shuffled = replace(dataset, metadata={**dataset.metadata, "protocol": "random", "cut_us": None})
+    found = evaluate(EvaluateConfig(bootstrap=0), dataset=shuffled, model=Stages(dataset), seed=1)
+    assert list(found["protocols"]) == ["static"]
+
+
+def test_a_query_that_asks_only_for_what_was_seen_does_not_count(make_dataset: Make, dataset: SplitDataset) -> None:
+    small = make_dataset([(0, 0, 1, 0), (1, 1, 1, 0), (0, 0, 5, 2), (1, 2, 6, 2)], users=2, items=3)
+
+    class Constant(Stages):
+        def __init__(self) -> None:
+            pass
+
+        label_kinds: ClassVar[dict[str, str]] = {}
+
+        def score(self, queries: Queries) -> np.ndarray:
+            return np.zeros((len(queries), 3), np.float32)
+
+        def rank(self, queries: Queries, candidates: np.ndarray) -> np.ndarray:
+            return np.full(candidates.shape, np.nan, np.float32)
+
+    excluding = evaluate(EvaluateConfig(baselines=()), dataset=small, model=Constant(), seed=1)
+    assert [excluding["protocols"]["successive"][key] for key in ("asked", "queries", "only_seen")] == [2, 1, 1]
+    assert excluding["protocols"]["successive"]["contenders"]["two_stage"]["nan_scores"] == 2
+    including = evaluate(EvaluateConfig(baselines=(), exclude_seen=False), dataset=small, model=Constant(), seed=1)
+    assert [including["protocols"]["successive"][key] for key in ("queries", "only_seen")] == [2, 0]
+
+
+def test_a_part_without_positives_is_refused(make_dataset: Make, dataset: SplitDataset) -> None:
+    with pytest.raises(DataError, match="no positive interaction in the test part"):
+        evaluate(
+            EvaluateConfig(), dataset=make_dataset([(0, 0, 1, 0)], users=1, items=1), model=Stages(dataset), seed=1
+        )
+
+
+def test_the_page_stands_alone_and_the_json_is_strict(report: dict[str, Any], tmp_path: Path) -> None:
+    nasty = json.loads(json.dumps(report))
+    nasty["examples"][0]["history"] = ["<script>alert(1)</script>"]
+    nasty["training"] = [{"epoch": 1, "loss": 5.0, "rmse": float("nan")}, {"epoch": 2, "loss": 4.0, "rmse": 1.0}]
+    nasty["index"] = {"kind": "exact", "items": 200}
+    write_report(nasty, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert headline_sentence(report) in page
+    assert "<script>alert" not in page
+    assert not re.search(
+        r"<(link|img|iframe)|<script[^>]*\ssrc|@import|url\(", page.split("charts</script>")[0][:20_000]
+    )
+    assert "default-src 'none'" in page
+    for name in ("contenders", "cutoffs", "segments", "calibration-rating", "training-loss", "training-rmse"):
+        assert f'data-chart="{name}"' in page
+        assert f'"{name}"' in page
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["training"][0]["rmse"] is None
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert card.startswith("# Model card")
+    assert "| Model, both stages |" in card
+
+
+def test_the_sentence_says_a_loss_as_plainly_as_a_win(report: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(report))
+    main = changed["protocols"]["successive"]
+    best = main["best_baseline"]["ndcg@10"]
+    row = next(
+        row for row in main["differences"] if (row["metric"], row["of"], row["minus"]) == ("ndcg@10", "two_stage", best)
+    )
+    for interval, verdict in (([0.1, 0.2], "beats"), ([-0.1, 0.1], "is level with"), ([-0.2, -0.1], "loses to")):
+        row["interval"] = interval
+        assert f"The model {verdict} the best baseline" in headline_sentence(changed)
+
+
+def test_a_report_that_was_read_again_gives_the_same_page(report: dict[str, Any], tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    write_report(json.loads((tmp_path / "report.json").read_text(encoding="utf-8")), tmp_path)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page

@@ -1,0 +1,212 @@
+"""A model small enough to check by hand, in a real bundle: the graphs are written out, the rest is the real path."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from twotower.artifact import write_artifact
+from twotower.bundle import BundleConfig, write_bundle
+from twotower.data.feature_encoders import FittedFeatures, fit_features
+from twotower.data.schema import CategoryFeature, HistoryFeature, IdFeature, NumberFeature
+from twotower.data.split import TEST, TRAIN, SplitDataset
+from twotower.index.build import IndexConfig, build_index
+from twotower.model.exported import ExportedModel
+from twotower.serving.recommender import Recommender
+
+USERS, ITEMS, DIM, WIDTH, LENGTH = 25, 40, 4, 6, 5
+"""Users 23 and 24 met nothing; of 24 nothing is known at all. Items 38 and 39 were met by nobody."""
+SECOND = 1_000_000
+CANDIDATES = 12
+
+
+@dataclass(frozen=True)
+class World:
+    """A dataset, the weights of a model over it, and the steps' directories."""
+
+    dataset: SplitDataset
+    features: FittedFeatures
+    tables: dict[str, NDArray[np.float32]]
+    directory: Path
+
+    def query(
+        self, *, history: Sequence[str] = (), gender: str | None = None, age: float | None = None
+    ) -> NDArray[np.float32]:
+        """`[WIDTH]` the query tower, as the graph has it, worked out again."""
+        inputs = self.features.query_inputs(
+            columns={"gender": [gender], "age": [age]},
+            timestamp=np.zeros(1, np.int64),
+            history=[(history, [0] * len(history))],
+        )
+        rows = inputs["history_items"][0]
+        items = self.tables["items"][rows[rows > 0]].sum(axis=0)
+        return (
+            items + self.tables["genders"][inputs["category_gender"][0]] + inputs["number_age"][0] @ self.tables["age"]
+        )
+
+    def candidates(self) -> NDArray[np.float32]:
+        """`[ITEMS, WIDTH]` the candidate tower's output by catalogue row."""
+        return self.tables["items"][self.features.candidate_inputs(self.dataset.items)["id_item_id"]]
+
+    def logits(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`[ITEMS, 2]` the ranking head: `met`, then `rating`."""
+        return (self.candidates() * query) @ self.tables["head"] + self.tables["bias"]
+
+    def write(self, target: Path, *, index: Path | None = None) -> Path:
+        """A sealed bundle of it."""
+        metadata: dict[str, object] = {}
+        with write_artifact(target, kind="bundle", metadata=metadata) as out:
+            metadata |= write_bundle(
+                BundleConfig(popular_interactions=60),
+                name="tiny",
+                dataset=self.dataset,
+                model=self.directory / "model",
+                index=index or self.directory / "index",
+                report=self.directory / "report",
+                recipe='name = "tiny"\n',
+                candidates=CANDIDATES,
+                out=out,
+            )
+        return target
+
+
+def make_dataset() -> SplitDataset:
+    generator = np.random.default_rng(7)
+    pairs = np.unique(generator.integers([USERS - 2, ITEMS - 2], size=(260, 2)), axis=0)
+    pairs = generator.permutation(pairs)
+    count = len(pairs)
+    genders = [str(value) for value in generator.choice(["f", "m"], USERS - 1)]
+    return SplitDataset(
+        user_ids=np.array([f"u{row}" for row in range(USERS)], object),
+        item_ids=np.array([f"i{row}" for row in range(ITEMS)], object),
+        users=pa.table(
+            {
+                "user_id": [f"u{row}" for row in range(USERS)],
+                "gender": [*genders, None],
+                "age": [*generator.integers(18, 70, USERS - 1).astype(float).tolist(), None],
+            }
+        ),
+        items=pa.table(
+            {"item_id": [f"i{row}" for row in range(ITEMS)], "title": [f"Film {row}" for row in range(ITEMS)]}
+        ),
+        user=pairs[:, 0].astype(np.int32),
+        item=pairs[:, 1].astype(np.int32),
+        timestamp=np.sort(generator.integers(0, 10_000, count)) * SECOND,
+        positive=generator.random(count) < 0.8,
+        part=np.where(np.arange(count) < 0.9 * count, TRAIN, TEST).astype(np.int8),
+        labels={"rating": generator.integers(1, 6, count).astype(np.float32)},
+        context=pa.table({"device": ["tv"] * count}),
+        metadata={"protocol": "time", "title_column": "title", "source": "test"},
+    )
+
+
+def query_graph(tables: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Max", ["history_items", "zero"], ["rows"]),
+        helper.make_node("Gather", ["items", "rows"], ["met"]),
+        helper.make_node("ReduceSum", ["met", "one"], ["history"], keepdims=0),
+        helper.make_node("Gather", ["genders", "category_gender"], ["gender"]),
+        helper.make_node("MatMul", ["number_age", "age"], ["aged"]),
+        helper.make_node("Sum", ["history", "gender", "aged"], ["output"]),
+    ]
+    inputs = {"history_items": (np.int32, LENGTH), "category_gender": (np.int32, 0), "number_age": (np.float32, 2)}
+    constants = {name: tables[name] for name in ("items", "genders", "age")}
+    return graph(nodes, inputs, constants | {"zero": np.int32(0), "one": np.array([1], np.int64)})
+
+
+def candidate_graph(tables: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    nodes = [helper.make_node("Gather", ["items", "id_item_id"], ["output"])]
+    return graph(nodes, {"id_item_id": (np.int32, 0)}, {"items": tables["items"]})
+
+
+def ranking_graph(tables: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Mul", ["query", "candidate"], ["product"]),
+        helper.make_node("MatMul", ["product", "head"], ["weighted"]),
+        helper.make_node("Add", ["weighted", "bias"], ["output"]),
+    ]
+    inputs = {"query": (np.float32, WIDTH), "candidate": (np.float32, WIDTH)}
+    return graph(nodes, inputs, {"head": tables["head"], "bias": tables["bias"]})
+
+
+def graph(
+    nodes: list[onnx.NodeProto], inputs: dict[str, tuple[type, int]], constants: dict[str, np.ndarray]
+) -> onnx.ModelProto:
+    types = {np.int32: TensorProto.INT32, np.float32: TensorProto.FLOAT}
+    described = [
+        helper.make_tensor_value_info(name, types[kind], ["n", width] if width else ["n"])
+        for name, (kind, width) in inputs.items()
+    ]
+    whole = helper.make_graph(
+        nodes,
+        "graph",
+        described,
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_model(out: Path, features: FittedFeatures, tables: dict[str, NDArray[np.float32]]) -> None:
+    features.save(out)
+    onnx.save(query_graph(tables), out / "query_tower.onnx")
+    onnx.save(candidate_graph(tables), out / "candidate_tower.onnx")
+    onnx.save(ranking_graph(tables), out / "ranking.onnx")
+    labels = {"met": "binary", "rating": "regression"}
+    description = {"embedding_dim": DIM, "temperature": 1.0, "labels": labels, "order": {"met": 1.0}}
+    (out / "model.json").write_text(json.dumps(description), encoding="utf-8")
+    (out / "history.json").write_text("[]", encoding="utf-8")
+
+
+def write_index(out: Path, model: Path, dataset: SplitDataset, *, kind: str) -> None:
+    exported = ExportedModel.load(model)
+    embeddings = exported.embed_candidates(exported.features.candidate_inputs(dataset.items)).embedding
+    config = IndexConfig(kind=kind)  # type: ignore[arg-type]
+    build_index(config, embeddings=embeddings, queries=embeddings[:4], out=out)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    directory = tmp_path_factory.mktemp("world")
+    dataset = make_dataset()
+    query = (
+        HistoryFeature(kind="history", length=LENGTH),
+        CategoryFeature(kind="category", column="gender"),
+        NumberFeature(kind="number", column="age"),
+    )
+    features = fit_features(query, (IdFeature(kind="id", column="item_id"),), dataset=dataset)
+    generator = np.random.default_rng(1)
+    tables = {
+        "items": generator.normal(size=(features.candidate[0].table_rows or 0, WIDTH)).astype(np.float32),
+        "genders": generator.normal(size=(features.query[0].table_rows or 0, WIDTH)).astype(np.float32),
+        "age": generator.normal(size=(2, WIDTH)).astype(np.float32),
+        "head": generator.normal(size=(WIDTH, 2)).astype(np.float32),
+        "bias": np.array([0.1, 3.0], np.float32),
+    }
+    tables["items"][0] = tables["genders"][0] = 0
+    with write_artifact(directory / "model", kind="model") as out:
+        write_model(out, features, tables)
+    for kind, name in (("exact", "index"), ("hnsw", "hnsw")):
+        with write_artifact(directory / name, kind="index") as out:
+            write_index(out, directory / "model", dataset, kind=kind)
+    with write_artifact(directory / "report", kind="report") as out:
+        for name in ("report.json", "report.html", "card.md"):
+            (out / name).write_text(f"the {name}", encoding="utf-8")
+    return World(dataset=dataset, features=features, tables=tables, directory=directory)
+
+
+@pytest.fixture(scope="session")
+def bundle_directory(world: World) -> Path:
+    return world.write(world.directory / "bundle")
+
+
+@pytest.fixture(scope="session")
+def recommender(bundle_directory: Path) -> Recommender:
+    return Recommender.load(bundle_directory)

@@ -1,0 +1,156 @@
+"""The tree keeps its own rules: places, names, examples, pages and locks."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import click
+import pytest
+
+from twotower.cli.main import EXTRA_OF, main
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "twotower"
+STEPS = ("prepare", "split", "train", "evaluate", "index", "bundle")
+TEXT = {".py", ".md", ".toml", ".txt", ".html", ".json", ".jinja", ".css", ".js", ".yml", ".yaml", ""}
+OURS = ("src", "tests", "docs", "benchmarks", "examples", "requirements", ".ci")
+
+
+def our_files() -> list[Path]:
+    below = [path for room in OURS for path in (ROOT / room).rglob("*") if path.is_file()]
+    hidden = (".venv", "__pycache__", "results")
+    return [path for path in (*below, *ROOT.glob("*.*"), ROOT / "Makefile") if not any(h in str(path) for h in hidden)]
+
+
+def texts() -> dict[Path, str]:
+    return {path: path.read_text(encoding="utf-8") for path in our_files() if path.suffix in TEXT and path.is_file()}
+
+
+def public_functions(path: Path) -> dict[str, ast.FunctionDef]:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_help_of_every_command_ends_with_an_example_of_it(name: str) -> None:
+    text = main.commands[name].help or ""
+    before, found, example = text.partition("Example:")
+    assert found, f"{name}: no example"
+    assert before.strip()
+    assert all(
+        line.strip().startswith(f"twotower {name}") for line in example.strip().splitlines() if "--index" not in line
+    )
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_option_of_every_command_says_what_it_is_for(name: str) -> None:
+    options = [parameter for parameter in main.commands[name].params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_a_function_and_a_command_of_one_name_and_the_same_directories(name: str) -> None:
+    arguments = public_functions(PACKAGE / "steps.py")[name].args
+    of_step = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
+    shared = {"overrides", "data_dir"}  # These two make the recipe.
+    of_command = {parameter.name for parameter in main.commands[name].params} - shared
+    assert of_command <= of_step
+
+
+def test_every_row_of_the_page_on_adding_things_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "add.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|tests|docs)/[\w./-]+|[\w-]+\.(?:py|toml))`", text)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists() and name not in ("dev.py", "__init__.py")] == []
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_source_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    rooms = "data|model|index|evaluation|training|serving|cli"
+    named = set(re.findall(rf"`((?:{rooms})/\w+\.py)", text))
+    assert sorted(name for name in named if not (PACKAGE / name).is_file()) == []
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+def test_the_docstring_of_a_room_lists_each_of_its_files(room: str) -> None:
+    listing = (PACKAGE / room / "__init__.py").read_text(encoding="utf-8")
+    files = [path.name for path in (PACKAGE / room).glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in files if f"`{name}`" not in listing and f"`{name[:-3]}`" not in listing] == []
+
+
+def test_every_room_says_what_it_holds() -> None:
+    rooms = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [room.name for room in rooms if not (room / "__init__.py").is_file()] == []
+
+
+def test_no_file_names_a_registry_host() -> None:
+    host = re.compile(
+        r"https?://[a-z.-]*(" + "py" + r"(pi|thonhosted)|np" + r"mjs|deb" + r"ian)\.(org|com|net)", re.IGNORECASE
+    )
+    assert [str(path) for path, text in texts().items() if host.search(text)] == []
+
+
+def test_no_file_pickles() -> None:
+    word = re.compile(r"^\s*(import|from)\s+(cloud)?pick" + r"le|allow_pick" + r"le\s*=\s*True", re.MULTILINE)
+    assert [str(path) for path, text in texts().items() if path.suffix == ".py" and word.search(text)] == []
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
+def imported_after(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*(name for name in sys.modules if '.' not in name))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(finished.stdout.split())
+
+
+def test_the_command_line_loads_nothing_heavy_before_a_command_is_called() -> None:
+    heavy = {"numpy", "pyarrow", "pydantic", "rich", "onnxruntime", "faiss", *EXTRA_OF}
+    assert imported_after("import twotower.cli.main") & heavy == set()
+
+
+def test_serving_loads_nothing_that_trains() -> None:
+    loaded = imported_after("import twotower.serving.recommender")
+    assert "onnxruntime" in loaded
+    assert loaded & {*EXTRA_OF, "tensorflow", "kfp"} == set()
+
+
+def project() -> dict[str, list[str]]:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {"core": table["dependencies"], **table["optional-dependencies"]}
+
+
+def distribution(requirement: str) -> str:
+    name = re.match(r"[\w.-]+", requirement)
+    assert name is not None
+    return name[0].lower().replace("_", "-")
+
+
+def test_every_module_of_an_extra_names_its_extra_where_it_is_missing() -> None:
+    installed = packages_distributions()
+    of_extras = {distribution(requirement): extra for extra, named in project().items() for requirement in named}
+    told = {name: of_extras.get(distribution(installed[name][0])) for name in EXTRA_OF}
+    assert told == EXTRA_OF
+    assert {distribution(installed[name][0]) for name in EXTRA_OF} == set(map(distribution, project()["train"]))
+
+
+def test_the_lock_holds_every_dependency_with_hashes_and_no_host() -> None:
+    lock = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    locked = {distribution(entry) for entry in entries}
+    assert {distribution(requirement) for named in project().values() for requirement in named} <= locked
+    assert [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+    assert "://" not in lock
+
+
+def test_the_page_on_the_recipe_is_what_the_source_says() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

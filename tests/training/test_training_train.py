@@ -1,0 +1,165 @@
+"""The training as a whole: it learns, repeats itself, goes on where it stopped, and looks at the train part alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from twotower.data.split import TEST, SplitDataset, load_split
+from twotower.errors import RecipeError, TrainingError
+from twotower.model.config import LabelConfig, RankingConfig
+from twotower.recipe import Recipe
+from twotower.training.train import Trained, TrainProgress, train
+
+
+class StoppedError(Exception):
+    """Stands for the machine going away."""
+
+
+def fit(recipe: Recipe, dataset: SplitDataset, directory: Path, **named: Any) -> Trained:
+    resume = named.pop("resume", False)
+    report: Callable[[TrainProgress], None] = named.pop("report", lambda progress: None)
+    config = replace(recipe.train, **named.pop("train", {}))
+    return train(
+        config,
+        model_config=named.pop("model", recipe.model),
+        dataset=dataset,
+        seed=recipe.seed,
+        checkpoint=directory / "checkpoint",
+        resume=resume,
+        report=report,
+    )
+
+
+def weights(trained: Trained) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((trained.model.weights(), trained.model.tables))]
+
+
+def same(first: Trained, second: Trained) -> bool:
+    return all(np.array_equal(one, other) for one, other in zip(weights(first), weights(second), strict=True))
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_split: Path) -> SplitDataset:
+    return load_split(tiny_split)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_recipe: Recipe, dataset: SplitDataset, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One training from start to end, without a break."""
+    return fit(tiny_recipe, dataset, tmp_path_factory.mktemp("reference"))
+
+
+def test_losses_fall_and_validation_beats_chance(reference: Trained, dataset: SplitDataset) -> None:
+    first, last = reference.history[0], reference.history[-1]
+    assert last["retrieval"] < first["retrieval"]
+    assert last["rating"] < first["rating"]
+    assert last["validation_recall@100"] > 1.1 * 100 / len(dataset.item_ids)
+
+
+def test_a_training_that_stops_anywhere_goes_on_to_the_same_weights(
+    tiny_recipe: Recipe, dataset: SplitDataset, reference: Trained, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def stop_at_third(progress: TrainProgress) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise StoppedError
+
+    settings = {"checkpoint_steps": 10}
+    with pytest.raises(StoppedError):
+        fit(tiny_recipe, dataset, tmp_path, train=settings, report=stop_at_third)
+    assert (tmp_path / "checkpoint").is_dir()
+    taken: list[int] = []
+    resumed = fit(
+        tiny_recipe, dataset, tmp_path, train=settings, resume=True, report=lambda progress: taken.append(progress.step)
+    )
+    assert taken[0] > 20, "the steps before the checkpoint are not taken again"
+    assert same(resumed, reference)
+    assert [entry["retrieval"] for entry in resumed.history] == pytest.approx(
+        [entry["retrieval"] for entry in reference.history], rel=1e-6
+    )
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    tiny_recipe: Recipe, dataset: SplitDataset, reference: Trained, tmp_path: Path
+) -> None:
+    fit(tiny_recipe, dataset, tmp_path, train={"epochs": 1})
+    with pytest.raises(TrainingError, match="belongs to a run with another recipe, seed or data"):
+        fit(replace(tiny_recipe, seed=9), dataset, tmp_path, resume=True)
+
+
+def test_what_the_test_part_holds_changes_nothing(
+    tiny_recipe: Recipe, dataset: SplitDataset, reference: Trained, tmp_path: Path
+) -> None:
+    # A film, a genre and a viewer that only the test part knows; the film stands first in the catalogue and is popular.
+    film = pa.Table.from_pylist(
+        [{"item_id": "0", "title": "Brand New Words", "genres": "Opera", "year": 1800}], schema=dataset.items.schema
+    )
+    viewer = pa.Table.from_pylist([{"user_id": "new", "region": "Moon", "age": 7}], schema=dataset.users.schema)
+    times = 50
+    end = dataset.timestamp[-1]
+    changed = replace(
+        dataset,
+        item_ids=np.concatenate([np.array(["0"], object), dataset.item_ids]),
+        items=pa.concat_tables([film, dataset.items]),
+        user_ids=np.concatenate([dataset.user_ids, np.array(["new"], object)]),
+        users=pa.concat_tables([dataset.users, viewer]),
+        user=np.concatenate([dataset.user, np.full(times, len(dataset.user_ids), np.int32)]),
+        item=np.concatenate([dataset.item + 1, np.zeros(times, np.int32)]),
+        timestamp=np.concatenate([dataset.timestamp, np.full(times, end)]),
+        positive=np.concatenate([dataset.positive, np.ones(times, bool)]),
+        part=np.concatenate([dataset.part, np.full(times, TEST, np.int8)]),
+        labels={"rating": np.concatenate([dataset.labels["rating"], np.full(times, 1.0, np.float32)])},
+        context=pa.table(
+            {name: dataset.context[name].to_pylist() + [None] * times for name in dataset.context.column_names}
+        ),
+    )
+    trained = fit(tiny_recipe, changed, tmp_path)
+    assert same(trained, reference)
+    # One film more to tell from is the only thing that validation can notice.
+    assert trained.best_epoch == reference.best_epoch
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_lower(
+    tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"no number at step \d+ \(epoch 1\)\. Lower train.embedding_learning_rate"):
+        fit(tiny_recipe, dataset, tmp_path, train={"optimizer": "sgd", "learning_rate": 1e12})
+
+
+def test_a_label_that_the_data_lacks_is_named(tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path) -> None:
+    ranking = RankingConfig(labels=(LabelConfig(name="clicked", kind="binary"),), order={})
+    with pytest.raises(RecipeError, match=r"no label 'clicked' \(there are: rating, met\)"):
+        fit(tiny_recipe, dataset, tmp_path, model=replace(tiny_recipe.model, ranking=ranking))
+
+
+def test_a_metric_that_cannot_be_watched_is_refused(tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'accuracy' cannot be watched"):
+        fit(tiny_recipe, dataset, tmp_path, train={"metric": "accuracy"})
+
+
+@pytest.mark.parametrize("off", ["retrieval", "rating"])
+def test_weight_zero_gives_a_specialised_model(
+    tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path, off: str
+) -> None:
+    model = tiny_recipe.model
+    if off == "retrieval":
+        labels = (LabelConfig(name="rating", kind="regression"),)
+        ranking = replace(model.ranking, labels=labels, order={})
+        model = replace(model, retrieval=replace(model.retrieval, weight=0.0), ranking=ranking)
+    else:
+        model = replace(model, ranking=RankingConfig(labels=(), order={}))
+    (entry,) = fit(tiny_recipe, dataset, tmp_path, model=model, train={"epochs": 1}).history
+    if off == "retrieval":
+        assert entry["loss"] == pytest.approx(entry["rating"], rel=1e-5)
+    else:
+        assert entry["loss"] == pytest.approx(entry["retrieval"], rel=1e-5)
+        assert "rating" not in entry
