@@ -34,6 +34,7 @@ def main() -> int:
     tasks: dict[str, Callable[[list[str]], int]] = {
         "run": run,
         "test": test,
+        "test-slow": test_slow,
         "check": check,
         "bench": bench,
         "docs": docs,
@@ -62,6 +63,11 @@ def test(rest: list[str]) -> int:
     return execute(PYTHON, "-m", "pytest", *(rest or ["-n", "auto", "--dist", "loadfile"]))
 
 
+def test_slow(rest: list[str]) -> int:
+    """The tests that take minutes, which `test` leaves out."""
+    return execute(PYTHON, "-m", "pytest", "-m", "slow", *rest)
+
+
 def docs(rest: list[str]) -> int:
     """Write the generated pages; with --check, only say whether they are up to date."""
     return execute(PYTHON, "docs/generate.py", *rest)
@@ -86,8 +92,8 @@ def set_up() -> None:
 
 
 def _fingerprint() -> str:
-    """What the environment depends on; a moved or updated Python makes a new one too."""
-    digest = hashlib.sha256(f"{sys.version} {ROOT}".encode())
+    """What the environment depends on: the lock, the package's own metadata, and where the checkout lies."""
+    digest = hashlib.sha256(str(ROOT).encode())
     for path in (LOCK, ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -133,9 +133,7 @@ def _take_turns(path: Path, *, rounds: int, streaming_rounds: int) -> dict[str, 
     """Form -> its runs. Ours and BruteForce alternate; the streaming form, which takes long, joins the first turns."""
     theirs = tfrs_environment.command("factorized_top_k.py", str(path))
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "streaming": [], "brute_force": [], "by_id": []}
-    # Ours works on blocks of users in threads of its own; the matrix library's threads on top would only wait for them.
-    single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-    mine = _worker([sys.executable, __file__, str(path)], env={**os.environ, **single})
+    mine = _worker([sys.executable, __file__, str(path)], env=dict(os.environ))
     with mine as ours, _worker(theirs, env=tfrs_environment.variables()) as tfrs:
         for turn in range(rounds):
             found["ours"].append(_ask(ours, "ours"))

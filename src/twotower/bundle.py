@@ -130,9 +130,8 @@ def write_bundle(
     recipe: str,
     candidates: int,
     out: Path,
-    report: Path | None = None,
 ) -> dict[str, Any]:
-    """Put together what a server reads; the caller seals the directory.
+    """Put together what a server reads; the caller adds `report/` and seals the directory.
 
     Args:
         config: The recipe's section.
@@ -143,7 +142,6 @@ def write_bundle(
         recipe: The recipe as TOML.
         candidates: How many items retrieval hands to ranking, as the report judged it.
         out: Open directory to write into.
-        report: Report directory to copy; None leaves `report/` to the caller.
 
     Returns:
         The manifest's metadata.
@@ -156,8 +154,6 @@ def write_bundle(
     vectors = _candidate_vectors(exported, dataset.items, index=found, where=index)
     _copy_exported(model, out / "model")
     _copy_tree(index, out / "index")
-    if report is not None:
-        _copy_tree(report, out / "report")
     np.save(out / "candidates.npy", vectors, allow_pickle=False)
     np.save(out / "popularity.npy", popularity(dataset, latest=config.popular_interactions), allow_pickle=False)
     pq.write_table(dataset.items, out / "items.parquet")

@@ -6,6 +6,7 @@ date: a directory remembers the hash of all that it was made from.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -64,13 +65,14 @@ def train(recipe: Recipe, *, split: Path, out: Path, resume: bool = False, watch
     from twotower.training.train import sample_inputs, train
 
     dataset = load_split(split)
+    checkpoint = out.parent / f"{out.name}.checkpoint"
     with _writing(out, step="train", made_from=_train_inputs(recipe, split)) as (to, metadata):
         trained = train(
             recipe.train,
             model_config=recipe.model,
             dataset=dataset,
             seed=recipe.seed,
-            checkpoint=out.parent / f"{out.name}.checkpoint",
+            checkpoint=checkpoint,
             resume=resume,
             report=watch,
         )
@@ -78,6 +80,7 @@ def train(recipe: Recipe, *, split: Path, out: Path, resume: bool = False, watch
         export_model(trained.model, to, query_inputs=query, candidate_inputs=candidate)
         (to / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
         metadata["best_epoch"] = trained.best_epoch
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def evaluate(recipe: Recipe, *, split: Path, model: Path, out: Path, watch: Watch = unwatched) -> None:
@@ -138,7 +141,6 @@ def bundle(recipe: Recipe, *, split: Path, model: Path, index: Path, report: Pat
             dataset=dataset,
             model=model,
             index=index,
-            report=None,
             recipe=recipe_toml(recipe),
             candidates=recipe.evaluate.candidates,
             out=to,

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twotower.data.feature_encoders import FittedFeatures, fit_features
+from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.schema import (
     CandidateFeature,
     CategoryFeature,

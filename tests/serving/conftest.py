@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from twotower.artifact import write_artifact
 from twotower.bundle import BundleConfig, write_bundle
-from twotower.data.feature_encoders import FittedFeatures, fit_features
+from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.schema import CategoryFeature, HistoryFeature, IdFeature, NumberFeature
 from twotower.data.split import TEST, TRAIN, SplitDataset
 from twotower.index.build import IndexConfig, build_index
@@ -69,11 +69,13 @@ class World:
                 dataset=self.dataset,
                 model=self.directory / "model",
                 index=index or self.directory / "index",
-                report=self.directory / "report",
                 recipe='name = "tiny"\n',
                 candidates=CANDIDATES,
                 out=out,
             )
+            (out / "report").mkdir()
+            for name in ("report.json", "report.html", "card.md"):
+                (out / "report" / name).write_text(f"the {name}", encoding="utf-8")
         return target
 
 
@@ -196,9 +198,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for kind, name in (("exact", "index"), ("hnsw", "hnsw")):
         with write_artifact(directory / name, kind="index") as out:
             write_index(out, directory / "model", dataset, kind=kind)
-    with write_artifact(directory / "report", kind="report") as out:
-        for name in ("report.json", "report.html", "card.md"):
-            (out / name).write_text(f"the {name}", encoding="utf-8")
     return World(dataset=dataset, features=features, tables=tables, directory=directory)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from twotower import artifact
-from twotower.bundle import Bundle, BundleConfig, popularity, write_bundle
+from twotower.bundle import Bundle, popularity
 from twotower.errors import ArtifactError
 
 USERS, ITEMS, CANDIDATES = 25, 40, 12
@@ -158,20 +158,6 @@ def test_an_index_over_another_model_is_refused(world: Any, tmp_path: Path) -> N
     with pytest.raises(ArtifactError, match="holds 39 items, the catalogue 40"):
         world.write(tmp_path / "bundle", index=index)
     assert not (tmp_path / "bundle").exists()
-
-
-def test_a_report_may_be_missing(world: Any, tmp_path: Path) -> None:
-    write_bundle(
-        BundleConfig(),
-        name="bare",
-        dataset=world.dataset,
-        model=world.directory / "model",
-        index=world.directory / "index",
-        recipe="",
-        candidates=5,
-        out=tmp_path,
-    )
-    assert not (tmp_path / "report").exists()
 
 
 def test_what_is_popular_is_counted_in_the_latest_positives_and_the_whole_log_parts_equals(world: Any) -> None:

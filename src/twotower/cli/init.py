@@ -203,7 +203,7 @@ def _model_lines(tables: dict[str, Table]) -> Iterator[str]:
         yield ""
         yield "[model.ranking]"
         yield "labels = ["
-        yield '  { name = "met", kind = "binary" },  # what a user met, against what they did not'
+        yield '  { name = "met", kind = "listwise", weight = 0.2 },  # what a user met, against what they did not'
         yield f'  {{ name = {_quoted(rating.name)}, kind = "regression" }},'
         yield "]"
 

@@ -23,6 +23,7 @@ EXTRA_OF = {
     "keras_rs": "train",
     "onnx": "train",
     "scipy": "train",
+    "threadpoolctl": "train",
     "tomli_w": "train",
     "vl_convert": "train",
 }

@@ -1,6 +1,9 @@
 """`twotower run`: the whole path, the result as a table, and what to type next."""
 
 import json
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,8 +59,17 @@ def _show(out: Path) -> None:
     user = report["examples"][0]["user_id"] if report["examples"] else None
     answer = twotower.load(bundle).recommend(user, k=SHOWN)
     print_recommendation(answer, title=f"Recommendations for {'anybody' if user is None else f'user {user}'}")
-    item = answer.items[0].item_id if answer.items else "ID"
+    met = [item.item_id for item in answer.items[:3]]
+    program = _program()
     click.echo(f"Report:  {bundle / 'report' / 'report.html'}")
-    click.echo(f"Ask it:  twotower recommend {bundle} --user {user or 'ID'} -k {SHOWN}")
-    click.echo(f"         twotower recommend {bundle} --history {','.join(i.item_id for i in answer.items[:3])}")
-    click.echo(f"         twotower similar {bundle} --item {item}")
+    click.echo(f"Ask it:  {program} recommend {bundle} --user {user or 'ID'} -k {SHOWN}")
+    click.echo(f"         {program} recommend {bundle} --history {','.join(met)}")
+    click.echo(f"         {program} similar {bundle} --item {met[0] if met else 'ID'}")
+
+
+def _program() -> str:
+    """What to type for `twotower`: where its folder is not on the PATH, such as after `make run`, with that folder."""
+    beside = Path(sys.executable).with_name("twotower.exe" if os.name == "nt" else "twotower")
+    if shutil.which("twotower") or not beside.is_file():
+        return "twotower"
+    return os.path.relpath(beside)

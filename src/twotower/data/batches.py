@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.data.feature_encoders import DAY, PADDING, SECOND, FittedFeatures, Inputs
+from twotower.data.feature_encoders import DAY, PADDING, SECOND, Inputs
+from twotower.data.fitted_features import FittedFeatures
 from twotower.data.histories import UserLog
 from twotower.data.split import TRAIN, SplitDataset
 from twotower.errors import DataError

@@ -36,6 +36,7 @@ class CategoryFeature:
 
     kind: Literal["category"]
     column: str
+    """A column of single values, such as a region."""
     dim: PositiveInt = 8
     """Width of the embedding."""
 
@@ -50,6 +51,7 @@ class MultiCategoryFeature:
     column: str
     """A column of lists, or of strings in which `separator` stands between the values."""
     separator: str = "|"
+    """What stands between the values of a string."""
     dim: PositiveInt = 8
     """Width of the embedding."""
     length: PositiveInt = 8
@@ -64,6 +66,7 @@ class NumberFeature:
 
     kind: Literal["number"]
     column: str
+    """A column of numbers, such as a price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ class TextFeature:
 
     kind: Literal["text"]
     column: str
+    """A column of text, such as a title."""
     dim: PositiveInt = 16
     """Width of the embedding."""
     buckets: PositiveInt = 20_000

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from twotower.evaluation.queries import Queries, expand
 
@@ -159,7 +160,8 @@ def embedding_ranks(
         relevant_start = start[first : last + 1] - start[first]
         ranks[pairs] = ranks_in_block(scores, relevant_start, relevant=item[pairs], candidates=left)
 
-    with ThreadPoolExecutor(threads) as pool:
+    # One thread a product: the pool's threads and those of the linear algebra library would fight over the processors.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(0, users, block)))
     result = np.empty_like(ranks)
     result[order] = ranks

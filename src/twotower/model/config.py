@@ -56,8 +56,9 @@ class LabelConfig:
     name: str
     """A label column of the interactions; or `met`, which needs no column: what the user met against negatives that
     retrieval found hard to tell from it."""
-    kind: Literal["regression", "binary"]
-    """`regression` predicts the label itself, `binary` the probability that it is 1."""
+    kind: Literal["regression", "binary", "listwise"]
+    """`regression` predicts the label itself, `binary` the probability that it is 1. `listwise`, for `met` alone,
+    learns the order: a softmax over what was met and its negatives."""
     weight: Annotated[float, Ge(0)] = 1.0
     """Weight in the joint loss; every label's loss is a mean, so that weights compare."""
 
@@ -68,7 +69,7 @@ class RankingConfig:
 
     __pydantic_config__ = STRICT
 
-    labels: tuple[LabelConfig, ...] = (LabelConfig(name=MET, kind="binary"),)
+    labels: tuple[LabelConfig, ...] = (LabelConfig(name=MET, kind="listwise", weight=0.2),)
     """What is predicted; none leaves retrieval alone."""
     order: dict[str, float] = field(default_factory=lambda: {MET: 1.0})
     """Label -> weight: candidates are ordered by the weighted sum of these labels' logits or predictions."""

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from twotower.data.feature_encoders import FeatureEncoder, FittedFeatures, HistoryEncoder
+from twotower.data.feature_encoders import FeatureEncoder, HistoryEncoder
+from twotower.data.fitted_features import FittedFeatures
 from twotower.data.schema import MultiCategoryFeature, TextFeature
 
 Tensors = Mapping[str, Any]

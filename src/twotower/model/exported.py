@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from twotower.data.feature_encoders import FittedFeatures
+from twotower.data.fitted_features import FittedFeatures
 from twotower.errors import ArtifactError
 
 QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH = "query_tower.onnx", "candidate_tower.onnx", "ranking.onnx"
@@ -61,7 +61,7 @@ class ExportedModel:
         self.embedding_dim: int = description["embedding_dim"]
         self.temperature: float = description["temperature"]
         self.labels: dict[str, str] = description["labels"]
-        """Label -> "regression" or "binary", in the order of the head's outputs."""
+        """Label -> "regression", "binary" or "listwise", in the order of the head's outputs."""
         self.order: dict[str, float] = description["order"]
         """Label -> its weight in the final score; empty where ranking keeps retrieval's order."""
         self.features = FittedFeatures.load(directory)
@@ -90,21 +90,25 @@ class ExportedModel:
             candidate: `[B, C, D + R]` likewise.
 
         Returns:
-            `score` `[B, C]`, by which candidates are ordered, and for each label `[B, C]` the value (regression) or
-            probability (binary) predicted. Without labels, or without an order, the score is retrieval's.
+            `score` `[B, C]`, by which candidates are ordered, and for each label `[B, C]` the value (regression),
+            probability (binary) or logit (listwise) predicted. Without labels, or without an order, the score is
+            retrieval's.
         """
         size, count, width = candidate.shape
-        similarity = np.einsum("bd,bcd->bc", query[:, : self.embedding_dim], candidate[:, :, : self.embedding_dim])
         if self._ranking is None:
-            return {SCORE: similarity}
+            return {SCORE: self._similarity(query, candidate)}
         pairs = {"query": np.repeat(query, count, axis=0), "candidate": candidate.reshape(-1, width)}
         logits = _run(self._ranking, pairs).reshape(size, count, len(self.labels))
         answer: dict[str, NDArray[np.float32]] = {}
         score = np.zeros((size, count), np.float32)
         for place, (label, kind) in enumerate(self.labels.items()):
-            answer[label] = logits[:, :, place] if kind == "regression" else _sigmoid(logits[:, :, place])
+            answer[label] = _sigmoid(logits[:, :, place]) if kind == "binary" else logits[:, :, place]
             score += np.float32(self.order.get(label, 0.0)) * logits[:, :, place]
-        return answer | {SCORE: score if self.order else similarity}
+        return answer | {SCORE: score if self.order else self._similarity(query, candidate)}
+
+    def _similarity(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.float32]:
+        dim = self.embedding_dim
+        return np.einsum("bd,bcd->bc", query[:, :dim], candidate[:, :, :dim])
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

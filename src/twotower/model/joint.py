@@ -10,10 +10,17 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from twotower.data.feature_encoders import FittedFeatures
+from twotower.data.fitted_features import FittedFeatures
 from twotower.model.config import MET, ModelConfig
 from twotower.model.encoders import build_encoders, table_shapes
-from twotower.model.losses import LEFT_OUT, binary_cross_entropy, squared_error, weighted_mean
+from twotower.model.losses import (
+    LEFT_OUT,
+    binary_cross_entropy,
+    sampled_cross_entropy,
+    sampled_softmax,
+    squared_error,
+    weighted_mean,
+)
 from twotower.model.ranking import RankingHead
 from twotower.model.retrieval import retrieval_loss
 from twotower.model.towers import Tower
@@ -187,6 +194,7 @@ class JointModel:
         config, size = self.config.ranking, query.shape[0]
         queries = max(size // config.hard_negatives, 1)
         hit = batch["item"][:queries, None] == batch["item"][None, size:]
+        hit |= _in_history(batch, queries=queries, size=size)
         logits = jnp.where(hit, LEFT_OUT, jax.lax.stop_gradient(logits[:queries]))
         reach = min(max(round(config.hard_share * logits.shape[1]), config.hard_negatives), logits.shape[1])
         best, hardest = jax.lax.top_k(logits, reach)
@@ -201,9 +209,18 @@ class JointModel:
         dim = self.config.embedding_dim
         own = jnp.sum(query[:queries, :dim] * candidate[:queries, :dim], axis=1) / self.config.retrieval.temperature
         weight = batch["positive"][:queries] * jax.lax.stop_gradient(own >= best[:, -1])
-        against = jnp.where(left_out, 0.0, binary_cross_entropy(negative_logits, jnp.zeros_like(negative_logits)))
-        each = binary_cross_entropy(positive_logits[:queries], jnp.ones(queries)) + against.sum(axis=1)
-        return weighted_mean(each, weight) / (1 + config.hard_negatives), states | {"ranking": after}
+        loss = sampled_softmax if config.labels[place].kind == "listwise" else sampled_cross_entropy
+        ones = jnp.ones(config.hard_negatives)
+        each = loss(positive_logits[:queries], negative_logits, expected_count=ones, hit=left_out)
+        return weighted_mean(each, weight), states | {"ranking": after}
+
+
+def _in_history(batch: Mapping[str, Any], *, queries: int, size: int) -> Array | bool:
+    """`[queries, N]` whether a uniform negative stands in the query's history: a server leaves out what was seen."""
+    if "history_items" not in batch["query"]:
+        return False
+    history, drawn = batch["query"]["history_items"][:queries], batch["candidate"]["id_item_id"][size:]
+    return jnp.any(history[:, :, None] == drawn[None, None, :], axis=1)
 
 
 def _draw_tables(shapes: Mapping[str, Sequence[int]], *, seed: int) -> Tables:

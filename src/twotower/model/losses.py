@@ -52,6 +52,20 @@ def batch_softmax(
     )
 
 
+def sampled_cross_entropy(
+    positive_logits: Array, negative_logits: Array, *, expected_count: Array, hit: Array
+) -> Array:
+    """Binary cross-entropy of the positive as 1 and each sampled item as 0, as a mean over all of these.
+
+    Shapes and arguments as in `sampled_softmax`: a sampled item counts `1 / expected_count` times, a hit not at all.
+    """
+    weights = jnp.where(hit, 0.0, 1.0 / expected_count[None, :])
+    against = jnp.sum(weights * binary_cross_entropy(negative_logits, jnp.zeros_like(negative_logits)), axis=1)
+    return (binary_cross_entropy(positive_logits, jnp.ones_like(positive_logits)) + against) / (
+        1.0 + weights.sum(axis=1)
+    )
+
+
 def squared_error(prediction: Array, label: Array) -> Array:
     """`(prediction - label)^2`, 0 where the label is NaN."""
     return jnp.where(jnp.isnan(label), 0.0, jnp.square(prediction - jnp.nan_to_num(label)))

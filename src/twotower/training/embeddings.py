@@ -80,7 +80,8 @@ def adagrad(
         return table - learning_rate * gradient * _inverse_root(after), after
     after = accumulator.at[local.rows].get(mode="fill", fill_value=0.0) + square
     step = -learning_rate * gradient * _inverse_root(after)
-    return table.at[local.rows].add(step, mode="drop"), accumulator.at[local.rows].add(square, mode="drop")
+    # Set, not added to: reading and then adding to the same rows makes XLA copy the whole accumulator at each step.
+    return table.at[local.rows].add(step, mode="drop"), accumulator.at[local.rows].set(after, mode="drop")
 
 
 def _inverse_root(accumulated: Array) -> Array:

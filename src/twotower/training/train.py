@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from twotower.artifact import hash_json
 from twotower.data.batches import QueryArrays, TrainingArrays
-from twotower.data.feature_encoders import FittedFeatures, Inputs, fit_features
+from twotower.data.feature_encoders import Inputs
+from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.split import TRAIN, VALIDATION, SplitDataset
 from twotower.errors import RecipeError, TrainingError
 from twotower.model.config import MET, ModelConfig
@@ -70,7 +71,7 @@ def train(
         model_config: What is fitted.
         dataset: The parts.
         seed: Decides weights, order of examples and negatives.
-        checkpoint: Directory of the run's checkpoint; removed by nobody, replaced at each.
+        checkpoint: Directory of the run's checkpoint; it stays when the run ends, for the caller to remove.
         resume: Go on from the checkpoint where there is one.
         report: Called after each compiled call.
 
@@ -99,6 +100,12 @@ def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tup
         raise RecipeError(
             f"model.ranking.order: '{unknown[0]}' is no label of model.ranking.labels. Name one of these."
         )
+    for label in config.ranking.labels:
+        if (label.kind == "listwise" and label.name != MET) or (label.kind == "regression" and label.name == MET):
+            raise RecipeError(
+                f"model.ranking.labels: '{label.name}' cannot be {label.kind}. "
+                "Take binary or listwise for 'met', binary or regression for a column."
+            )
     features = fit_features(config.query, config.candidate, dataset=dataset)
     columns = dataset.labels | {MET: np.full(len(dataset.item), np.nan, np.float32)}
     arrays = TrainingArrays.build(dataset, features, labels=[columns[name] for name in labels])

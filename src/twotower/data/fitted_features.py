@@ -1,0 +1,238 @@
+"""Every feature of both towers, fitted on the train part; saved with the model and read again by the server."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from twotower.data.feature_encoders import (
+    FeatureEncoder,
+    HistoryEncoder,
+    Inputs,
+    MultiCategoryEncoder,
+    NumberEncoder,
+    TextEncoder,
+    TimestampEncoder,
+    VocabularyEncoder,
+    numbers,
+    seconds,
+    split_values,
+)
+from twotower.data.schema import (
+    CandidateFeature,
+    CategoryFeature,
+    HistoryFeature,
+    IdFeature,
+    MultiCategoryFeature,
+    NumberFeature,
+    QueryFeature,
+    TextFeature,
+    TimestampFeature,
+)
+from twotower.data.split import TRAIN, SplitDataset
+from twotower.data.vocabulary import Vocabulary
+from twotower.errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True)
+class FittedFeatures:
+    """Every feature of both towers, fitted on the train part; saved with the model and read again by the server."""
+
+    query: tuple[FeatureEncoder, ...]
+    candidate: tuple[FeatureEncoder, ...]
+    history: HistoryEncoder | None
+    user_columns: tuple[str, ...]
+    """Query columns that stand in the users table; the others come with each interaction (context)."""
+
+    def candidate_inputs(self, items: pa.Table) -> Inputs:
+        """The candidate tower's inputs for `n` rows of an items table; a column that it lacks counts as missing."""
+        return {encoder.key: encoder.encode(_column(items, encoder.column)) for encoder in self.candidate}
+
+    def user_inputs(self, users: pa.Table) -> Inputs:
+        """The part of the query tower's inputs that stays with the user."""
+        chosen = (encoder for encoder in self.query if encoder.column in self.user_columns)
+        return {encoder.key: encoder.encode(_column(users, encoder.column)) for encoder in chosen}
+
+    def context_inputs(self, context: pa.Table, timestamp: NDArray[np.int64]) -> Inputs:
+        """The part that comes with each query: `n` rows of context, and the moment in microseconds."""
+        inputs: Inputs = {}
+        for encoder in self.query:
+            if encoder.column in self.user_columns:
+                continue
+            is_moment = encoder.column == "timestamp"
+            inputs[encoder.key] = encoder.encode(timestamp if is_moment else _column(context, encoder.column))
+        return inputs
+
+    def query_inputs(
+        self,
+        *,
+        columns: Mapping[str, Sequence[Any]],
+        timestamp: NDArray[np.int64],
+        history: Sequence[tuple[Sequence[str], Sequence[int]]],
+    ) -> Inputs:
+        """All inputs of the query tower for `n` requests, as a server has them.
+
+        Args:
+            columns: `user_id`, user features and context by column, each of `n` values; one left out is missing.
+            timestamp: `[n]` the moment of asking, in microseconds since 1970.
+            history: `n` pairs of item ids and their moments, in the order of time, all before `timestamp`.
+        """
+        nothing: list[Any] = [None] * len(timestamp)
+        inputs: Inputs = {}
+        for encoder in self.query:
+            is_moment = encoder.column == "timestamp" and encoder.column not in self.user_columns
+            inputs[encoder.key] = encoder.encode(timestamp if is_moment else columns.get(encoder.column, nothing))
+        if self.history is not None:
+            inputs |= self.history.encode(history, timestamp)
+        return inputs
+
+    def save(self, directory: Path) -> None:
+        """Write `features.json` and `vocabularies/`."""
+        (directory / "vocabularies").mkdir(parents=True)
+        described: dict[str, Any] = {"user_columns": self.user_columns}
+        for tower, encoders in (("query", self.query), ("candidate", self.candidate)):
+            described[tower] = [_describe(encoder) for encoder in encoders]
+            for encoder in encoders:
+                if isinstance(encoder, VocabularyEncoder | MultiCategoryEncoder):
+                    encoder.vocabulary.save(directory / "vocabularies" / f"{tower}_{encoder.key}.parquet")
+        described["history"] = asdict(self.history.config) if self.history else None
+        (directory / "features.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> "FittedFeatures":
+        """Read what `save` wrote."""
+        described = json.loads((directory / "features.json").read_text(encoding="utf-8"))
+        towers: dict[str, tuple[FeatureEncoder, ...]] = {}
+        for tower in ("query", "candidate"):
+            folder = directory / "vocabularies"
+            towers[tower] = tuple(_restore(entry, folder=folder, tower=tower) for entry in described[tower])
+        history = described["history"]
+        return cls(
+            query=towers["query"],
+            candidate=towers["candidate"],
+            history=HistoryEncoder(HistoryFeature(**history), item_vocabulary(towers["candidate"]))
+            if history
+            else None,
+            user_columns=tuple(described["user_columns"]),
+        )
+
+
+def fit_features(
+    query: Sequence[QueryFeature], candidate: Sequence[CandidateFeature], *, dataset: SplitDataset
+) -> FittedFeatures:
+    """Fit every feature on the train part alone: vocabularies, means, first and last moment.
+
+    Users' and items' features are fitted on those that the train part names, each counted once.
+
+    Raises:
+        RecipeError: a column that does not exist, a column declared twice as one kind, or a history without an
+            `id` feature on `item_id` to embed it by.
+    """
+    train = dataset.part == TRAIN
+    users = dataset.users.take(np.unique(dataset.user[train]))
+    items = dataset.items.take(np.unique(dataset.item[train]))
+    context = dataset.context.filter(pa.array(train)) if dataset.context.num_columns else dataset.context
+    moments = pa.array(dataset.timestamp[train])
+    plain = [feature for feature in query if not isinstance(feature, HistoryFeature)]
+    histories = [feature for feature in query if isinstance(feature, HistoryFeature)]
+    user_columns = tuple(feature.column for feature in plain if feature.column in users.column_names)
+    _refuse_repeats([f"{feature.kind} {feature.column}" for feature in plain], tower="query")
+    _refuse_repeats([f"{feature.kind} {feature.column}" for feature in candidate], tower="candidate")
+    _refuse_repeats(["history"] * len(histories), tower="query")
+
+    def query_values(column: str) -> Any:
+        if column in user_columns:
+            return users[column]
+        return moments if column == "timestamp" else _existing(context, column, where="users table or context")
+
+    candidates = tuple(_fit(feature, _existing(items, feature.column, where="items table")) for feature in candidate)
+    return FittedFeatures(
+        query=tuple(_fit(feature, query_values(feature.column)) for feature in plain),
+        candidate=candidates,
+        history=HistoryEncoder(histories[0], item_vocabulary(candidates)) if histories else None,
+        user_columns=user_columns,
+    )
+
+
+def item_vocabulary(candidate: Iterable[FeatureEncoder]) -> Vocabulary:
+    """The vocabulary of the candidate tower's item ids, by which histories are embedded too.
+
+    Raises:
+        RecipeError: the candidate tower has no `id` feature on `item_id`.
+    """
+    for encoder in candidate:
+        if isinstance(encoder, VocabularyEncoder) and (encoder.config.kind, encoder.column) == ("id", "item_id"):
+            return encoder.vocabulary
+    raise RecipeError(
+        "model.query: a history needs the candidate tower's item ids to embed it. "
+        'Add {kind = "id", column = "item_id"} to model.candidate, or take the history out.'
+    )
+
+
+def _fit(feature: QueryFeature | CandidateFeature, values: Any) -> FeatureEncoder:
+    match feature:
+        case IdFeature() | CategoryFeature():
+            return VocabularyEncoder(feature, Vocabulary.fit(values))
+        case MultiCategoryFeature():
+            single = [text for value in values.to_pylist() for text in split_values(value, feature.separator)]
+            return MultiCategoryEncoder(feature, Vocabulary.fit(pa.array(single, pa.string())))
+        case TextFeature():
+            return TextEncoder(feature)
+        case NumberFeature():
+            number = numbers(values)
+            known = number[~np.isnan(number)]
+            deviation = float(known.std()) if len(known) else 0.0
+            return NumberEncoder(feature, float(known.mean()) if len(known) else 0.0, deviation or 1.0)
+        case TimestampFeature():
+            second = seconds(values)
+            known = second[~np.isnan(second)]
+            return TimestampEncoder(feature, *((float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)))
+        case _:
+            raise RecipeError(f"model: a feature of kind {feature.kind!r} cannot stand here.")
+
+
+def _describe(encoder: FeatureEncoder) -> dict[str, Any]:
+    config: Any = encoder.config  # type: ignore[attr-defined]  # every encoder but the protocol has one
+    return {"feature": asdict(config), "state": encoder.state()}
+
+
+def _restore(entry: Mapping[str, Any], *, folder: Path, tower: str) -> FeatureEncoder:
+    feature: Any = TypeAdapter(CandidateFeature).validate_python(entry["feature"])
+    match feature:
+        case IdFeature() | CategoryFeature():
+            return VocabularyEncoder(feature, Vocabulary.load(_vocabulary_path(folder, tower, feature)))
+        case MultiCategoryFeature():
+            return MultiCategoryEncoder(feature, Vocabulary.load(_vocabulary_path(folder, tower, feature)))
+        case TextFeature():
+            return TextEncoder(feature)
+        case NumberFeature():
+            return NumberEncoder(feature, **entry["state"])
+        case _:
+            return TimestampEncoder(feature, **entry["state"])
+
+
+def _vocabulary_path(folder: Path, tower: str, feature: Any) -> Path:
+    return folder / f"{tower}_{feature.kind}_{feature.column}.parquet"
+
+
+def _refuse_repeats(names: Sequence[str], *, tower: str) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise RecipeError(f"model.{tower}: feature '{repeated[0]}' is declared twice. Take one of the two out.")
+
+
+def _existing(table: pa.Table, column: str, *, where: str) -> Any:
+    if column not in table.column_names:
+        there = ", ".join(table.column_names) or "none"
+        raise RecipeError(f"model: no column '{column}' in the {where} (there are: {there}). Name one of these.")
+    return table[column]
+
+
+def _column(table: pa.Table, column: str) -> Any:
+    return table[column] if column in table.column_names else [None] * table.num_rows
