@@ -52,14 +52,19 @@ def test_exported_towers_and_head_equal_the_trained_ones(
     answer = exported.rank(served_query.ranking, served_candidate.ranking[dataset.item[rows], None])
     assert np.abs(answer["rating"][:, 0] - logits[:, 1]).max() < 1e-4
     assert np.abs(answer["score"][:, 0] - logits[:, 0]).max() < 1e-4
-    assert np.abs(answer["met"][:, 0] - 1 / (1 + np.exp(-logits[:, 0]))).max() < 1e-5
+    assert np.array_equal(answer["met"], answer["score"]), "a listwise label is told as its logit, here the whole score"
 
 
-def test_embeddings_have_length_one_and_the_width_asked_for(exported: ExportedModel, tiny_split: Path) -> None:
+def test_embeddings_have_length_one_and_stand_beside_a_bias(exported: ExportedModel, tiny_split: Path) -> None:
     dataset = load_split(tiny_split)
-    embedding = exported.embed_candidates(exported.features.candidate_inputs(dataset.items)).embedding
-    assert embedding.shape == (len(dataset.item_ids), 16)
-    assert np.linalg.norm(embedding, axis=1) == pytest.approx(1.0, abs=1e-4)
+    contender = ModelContender(exported, dataset=dataset)
+    embedding = contender.candidates.embedding
+    assert embedding.shape == (len(dataset.item_ids), 16 + 1)
+    assert np.linalg.norm(embedding[:, :16], axis=1) == pytest.approx(1.0, abs=1e-4)
+    rows = np.arange(5)
+    arrays = QueryArrays.build(dataset, exported.features, log=dataset.user_log(TRAIN))
+    query = exported.embed_queries(arrays.inputs(dataset.user[rows], dataset.timestamp[rows], log_row=rows)).embedding
+    assert (query[:, 16] == 1.0).all()
 
 
 def test_a_candidate_is_scored_by_itself(exported: ExportedModel, tiny_split: Path) -> None:

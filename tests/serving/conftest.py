@@ -162,7 +162,13 @@ def write_model(out: Path, features: FittedFeatures, tables: dict[str, NDArray[n
     onnx.save(candidate_graph(tables), out / "candidate_tower.onnx")
     onnx.save(ranking_graph(tables), out / "ranking.onnx")
     labels = {"met": "binary", "rating": "regression"}
-    description = {"embedding_dim": DIM, "temperature": 1.0, "labels": labels, "order": {"met": 1.0}}
+    description = {
+        "embedding_dim": DIM,
+        "item_bias": False,
+        "temperature": 1.0,
+        "labels": labels,
+        "order": {"met": 1.0},
+    }
     (out / "model.json").write_text(json.dumps(description), encoding="utf-8")
     (out / "history.json").write_text("[]", encoding="utf-8")
 

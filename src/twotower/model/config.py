@@ -40,7 +40,10 @@ class RetrievalConfig:
     temperature: Annotated[float, Gt(0)] = 0.25
     """Divides the logits; smaller sharpens."""
     unit_vectors: bool = True
-    """Scale embeddings to length 1, so that logits lie within +-1/temperature."""
+    """Scale embeddings to length 1, so that their products lie within +-1/temperature."""
+    item_bias: bool = True
+    """Learn one number for each item, beside its embedding, that is added for every query: how often it is met by
+    anybody. Embeddings are then free to say by whom."""
 
 
 MET = "met"

@@ -44,7 +44,8 @@ def export_model(model: JointModel, directory: Path, *, query_inputs: Inputs, ca
         (directory / RANKING_GRAPH).write_bytes(_ranking_graph(model.layers["ranking"], model.output_dim))
     config = model.config
     description = {
-        "embedding_dim": config.embedding_dim,
+        "embedding_dim": model.dim,
+        "item_bias": config.retrieval.item_bias,
         "temperature": config.retrieval.temperature,
         "labels": {label.name: label.kind for label in config.ranking.labels},
         "order": config.ranking.order if config.ranking.labels else {},

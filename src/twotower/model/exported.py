@@ -59,6 +59,9 @@ class ExportedModel:
         except (OSError, ValueError) as fault:
             raise ArtifactError(f"{directory / DESCRIPTION}: not readable ({fault}). Train the model again.") from fault
         self.embedding_dim: int = description["embedding_dim"]
+        """Width of what the index compares, the bias among it."""
+        self.item_bias: bool = description["item_bias"]
+        """Whether an embedding's last number is the item's bias."""
         self.temperature: float = description["temperature"]
         self.labels: dict[str, str] = description["labels"]
         """Label -> "regression", "binary" or "listwise", in the order of the head's outputs."""
@@ -108,7 +111,7 @@ class ExportedModel:
 
     def _similarity(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.float32]:
         dim = self.embedding_dim
-        return np.einsum("bd,bcd->bc", query[:, :dim], candidate[:, :, :dim])
+        return np.asarray(np.einsum("bd,bcd->bc", query[:, :dim], candidate[:, :, :dim]), np.float32)
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

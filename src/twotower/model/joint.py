@@ -23,7 +23,7 @@ from twotower.model.losses import (
 )
 from twotower.model.ranking import RankingHead
 from twotower.model.retrieval import retrieval_loss
-from twotower.model.towers import Tower
+from twotower.model.towers import BIAS, ONE, Tower
 
 Weights = dict[str, list[Array]]
 """Part ("query", "candidate", "ranking") -> its weights."""
@@ -44,26 +44,28 @@ class JointModel:
         """
         self.config, self.features = config, features
         keras.utils.set_random_seed(seed)
-        common: dict[str, Any] = {
-            "embedding_dim": config.embedding_dim,
-            "ranking_dim": config.ranking.dim if config.ranking.labels else 0,
-            "unit_vectors": config.retrieval.unit_vectors,
-        }
+        bias, ranking_dim = config.retrieval.item_bias, config.ranking.dim if config.ranking.labels else 0
+        self.dim = config.embedding_dim + bias
+        """Width of what the index compares: the embedding, and the bias or the 1 that meets it."""
+        self.output_dim = self.dim + ranking_dim
         self.layers: dict[str, keras.layers.Layer] = {
-            "query": Tower(
-                build_encoders(features, tower="query"), config=config.query_tower, name="query_tower", **common
-            ),
-            "candidate": Tower(
-                build_encoders(features, tower="candidate"),
-                config=config.candidate_tower,
-                name="candidate_tower",
-                **common,
-            ),
+            tower: Tower(
+                build_encoders(features, tower=tower),
+                config=network,
+                embedding_dim=config.embedding_dim,
+                ranking_dim=ranking_dim,
+                unit_vectors=config.retrieval.unit_vectors,
+                beside=beside if bias else "nothing",
+                name=f"{tower}_tower",
+            )
+            for tower, network, beside in (
+                ("query", config.query_tower, ONE),
+                ("candidate", config.candidate_tower, BIAS),
+            )
         }
-        self.output_dim: int = common["embedding_dim"] + common["ranking_dim"]
         if config.ranking.labels:
             self.layers["ranking"] = RankingHead(
-                config.ranking, embedding_dim=config.embedding_dim, temperature=config.retrieval.temperature
+                config.ranking, embedding_dim=self.dim, temperature=config.retrieval.temperature
             )
         self.tables = _draw_tables(table_shapes(features), seed=seed)
 
@@ -132,7 +134,7 @@ class JointModel:
 
     def _retrieval(self, query: Array, candidate: Array, *, batch: Mapping[str, Any]) -> tuple[Array, Array, int]:
         """Each query's loss, the logits against the sample, and how many of the sample came from the batch."""
-        config, dim, size = self.config.retrieval, self.config.embedding_dim, query.shape[0]
+        config, dim, size = self.config.retrieval, self.dim, query.shape[0]
         in_batch = min(config.in_batch_negatives, size)
         item, embedding = batch["item"], candidate[:, :dim]
         loss, logits = retrieval_loss(
@@ -206,7 +208,7 @@ class JointModel:
         place = [label.name for label in config.labels].index(MET)
         negative_logits = output[:, place].reshape(queries, config.hard_negatives)
         left_out = jnp.take_along_axis(hit, hardest, axis=1)
-        dim = self.config.embedding_dim
+        dim = self.dim
         own = jnp.sum(query[:queries, :dim] * candidate[:queries, :dim], axis=1) / self.config.retrieval.temperature
         weight = batch["positive"][:queries] * jax.lax.stop_gradient(own >= best[:, -1])
         loss = sampled_softmax if config.labels[place].kind == "listwise" else sampled_cross_entropy

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import keras_rs
@@ -12,9 +12,14 @@ from twotower.errors import RecipeError
 from twotower.model.config import TowerConfig
 from twotower.model.encoders import HistoryPools, Tensors
 
+Beside = Literal["nothing", "one", "bias"]
+ONE: Beside = "one"
+BIAS: Beside = "bias"
+"""What follows the embedding: a candidate's bias and the query's 1 make their inner product add the bias."""
+
 
 class Tower(keras.layers.Layer):
-    """Features -> `[n, embedding_dim + ranking_dim]`.
+    """Features -> `[n, embedding_dim (+ 1) + ranking_dim]`.
 
     The embedding is the sum of what each feature says by itself (a linear map) and what a network makes of all of them
     together. The first `embedding_dim` numbers are the embedding that retrieval compares. The others are read by the
@@ -29,11 +34,13 @@ class Tower(keras.layers.Layer):
         embedding_dim: int,
         ranking_dim: int,
         unit_vectors: bool,
+        beside: Beside,
         name: str,
     ) -> None:
         super().__init__(name=name)
         self.encoders = list(encoders)
-        self.embedding_dim, self.unit_vectors = embedding_dim, unit_vectors
+        self.embedding_dim, self.unit_vectors, self.beside = embedding_dim, unit_vectors, beside
+        self.to_bias = keras.layers.Dense(1, kernel_initializer="zeros", name="bias") if beside == "bias" else None
         is_linear = config.network == "mlp" and not config.layers
         self.network = None if is_linear else build_network(config, section=f"model.{name}")
         self.to_embedding = None if is_linear else keras.layers.Dense(embedding_dim, use_bias=False, name="embedding")
@@ -44,7 +51,7 @@ class Tower(keras.layers.Layer):
         self.to_ranking = keras.layers.Dense(ranking_dim, name="ranking") if ranking_dim else None
 
     def call(self, inputs: Tensors, tables: Tensors) -> Any:
-        """Inputs by name, each `[n, ...]`, and tables by name -> `[n, embedding_dim + ranking_dim]`."""
+        """Inputs by name, each `[n, ...]`, and tables by name -> `[n, embedding_dim (+ 1) + ranking_dim]`."""
         parts = [encoder(inputs, tables) for encoder in self.encoders]
         features = ops.concatenate(parts, axis=-1)
         embedding = sum(self._straight(place, part) for place, part in enumerate(parts))
@@ -52,9 +59,14 @@ class Tower(keras.layers.Layer):
             embedding = embedding + self.to_embedding(self.network(features))
         if self.unit_vectors:
             embedding = embedding / ops.sqrt(ops.sum(embedding * embedding, axis=-1, keepdims=True) + 1e-12)
-        if self.to_ranking is None:
-            return embedding
-        return ops.concatenate([embedding, self.to_ranking(features)], axis=-1)
+        pieces = [embedding]
+        if self.beside == "one":
+            pieces.append(ops.ones_like(embedding[:, :1]))
+        if self.to_bias is not None:
+            pieces.append(self.to_bias(features))
+        if self.to_ranking is not None:
+            pieces.append(self.to_ranking(features))
+        return ops.concatenate(pieces, axis=-1)
 
     def _straight(self, place: int, part: Any) -> Any:
         """One feature's own share of the embedding: as it is where it has the embedding's width, else a linear map.

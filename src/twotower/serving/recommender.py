@@ -181,8 +181,10 @@ class Recommender:
 
     @cached_property
     def _directions(self) -> NDArray[np.float32]:
-        """`[I, D]` candidate embeddings of length 1; made at the first call of `similar`."""
+        """`[I, D]` candidate embeddings of length 1, without the bias; made at the first call of `similar`."""
         embeddings = self.bundle.index.embeddings
+        if self.bundle.model.item_bias:
+            embeddings = embeddings[:, :-1]
         lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
         return np.asarray(embeddings / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 

@@ -73,7 +73,7 @@ class Validator:
 
     def metrics(self, state: TrainState) -> dict[str, float]:
         """`recall@K` and `ndcg@K` of retrieval, and `rmse` where there is a regression label."""
-        dim = self.model.config.embedding_dim
+        dim = self.model.dim
         candidate = self._blockwise("candidate", self.items, state)
         query = self._blockwise("query", self.inputs, state)
         ranks = self._ranks(query[:, :dim], candidate[:, :dim])
