@@ -65,7 +65,7 @@ class Bundle:
 
     directory: Path
     id: str
-    """Name and the beginning of the fingerprint: bundles of equal content have equal ids."""
+    """Name and the beginning of a hash over the files' hashes: bundles of equal content have equal ids."""
     metadata: dict[str, Any]
     """What the manifest says: `name`, `created`, `versions`, `counts`, `index`, `candidates`, `title_column`, ..."""
     model: ExportedModel
@@ -104,7 +104,7 @@ class Bundle:
         log, positive = _load_log(directory / "histories")
         bundle = cls(
             directory=directory,
-            id=f"{metadata['name']}-{artifact.fingerprint(directory)[:12]}",
+            id=f"{metadata['name']}-{artifact.hash_json(manifest['files'])[:12]}",
             metadata=metadata,
             # One thread a call: another gains nothing on a hundred candidates, and spins away half of its core.
             model=ExportedModel(directory / "model", threads=1),

@@ -1,8 +1,8 @@
 """One TOML file -> one frozen tree of the rooms' settings.
 
 A recipe is read from a file, or from one of those that come with the package (`builtin_recipes`), then overridden by
-environment variables `TWOTOWER__SECTION__KEY` and, last, by what the caller names (`section.key`). Unknown keys are
-refused, so that a slip of the pen never becomes a default.
+environment variables `TWOTOWER__SECTION__KEY` (read in lower case) and, last, by what the caller names
+(`section.key`). Unknown keys are refused, so that a slip of the pen never becomes a default.
 """
 
 import os
@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from pydantic import TypeAdapter, ValidationError
 
 from twotower.bundle import BundleConfig
@@ -39,7 +39,7 @@ class Recipe:
 
     name: str = "run"
     """Names the run's directory and its bundle."""
-    seed: Annotated[int, Ge(0)] = 42
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Every random choice follows from it."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     """Raw tables -> checked ones."""
@@ -121,7 +121,7 @@ def _folder() -> Any:
 def _read(name_or_path: str | Path) -> tuple[str, str]:
     """Where the recipe stands, and its text."""
     path = Path(name_or_path)
-    if path.is_file():
+    if len(path.name) < 256 and path.is_file():
         try:
             return str(path), path.read_text(encoding="utf-8")
         except UnicodeDecodeError as fault:
@@ -138,7 +138,7 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-    """TOML text as its value; text that is no TOML value is a string, so that names need no quotes."""
+    """TOML text as its value; text that is no TOML value is a string. One that looks like a number needs its quotes."""
     if not isinstance(value, str):
         return value
     try:

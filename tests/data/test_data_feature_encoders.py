@@ -1,6 +1,11 @@
 """One contract for every kind of feature: known, unknown and missing values; saved and loaded; trained as served."""
 
+import json
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +23,7 @@ from twotower.data.schema import (
     TimestampFeature,
 )
 from twotower.data.split import TEST, TRAIN, SplitDataset
+from twotower.data.vocabulary import texts
 from twotower.errors import RecipeError
 
 DAY = 86_400_000_000
@@ -25,7 +31,18 @@ DAY = 86_400_000_000
 KINDS: list[tuple[CandidateFeature, object, object]] = [
     (IdFeature(kind="id", column="item_id"), "a", "never met"),
     (CategoryFeature(kind="category", column="studio"), "north", "never met"),
+    (CategoryFeature(kind="category", column="colour"), True, "never met"),
+    (CategoryFeature(kind="category", column="year"), 1990.0, 1990.5),
+    (CategoryFeature(kind="category", column="shelf"), 7, 8),
+    (CategoryFeature(kind="category", column="printed"), date(1990, 5, 1), date(1990, 5, 2)),
+    (CategoryFeature(kind="category", column="released"), datetime(1970, 1, 1), datetime(1970, 1, 2)),
+    (IdFeature(kind="id", column="shelf"), 7, 8),
     (MultiCategoryFeature(kind="multi_category", column="genres"), "crime|drama", "opera"),
+    (MultiCategoryFeature(kind="multi_category", column="colour"), True, "opera"),
+    (MultiCategoryFeature(kind="multi_category", column="year"), [1990], [1991]),
+    (MultiCategoryFeature(kind="multi_category", column="shelf"), 7, 8),
+    (MultiCategoryFeature(kind="multi_category", column="printed"), date(1990, 5, 1), date(1990, 5, 2)),
+    (MultiCategoryFeature(kind="multi_category", column="cast"), ["Ada", "Bo"], ["Cy"]),
     (NumberFeature(kind="number", column="year"), 1990.0, 1e12),
     (TextFeature(kind="text", column="title"), "the long river", "zzz"),
     (TimestampFeature(kind="timestamp", column="released"), 5 * DAY, 900 * DAY),
@@ -41,6 +58,10 @@ def films() -> SplitDataset:
             "studio": ["north", None, "south"],
             "genres": ["crime|drama", "drama", "space"],
             "year": pa.array([1990.0, 2000.0, 5000.0]),
+            "colour": [True, None, False],
+            "shelf": [7, 0, 8],
+            "printed": [date(1990, 5, 1), None, date(1990, 5, 2)],
+            "cast": [["Ada", "Bo"], None, ["Cy"]],
             "title": ["the long river", "river", "the end"],
             "released": pa.array([0, 10 * DAY, 999 * DAY], pa.timestamp("us")),
         }
@@ -80,6 +101,83 @@ def test_every_kind_tells_known_unknown_and_missing_apart(
     features.save(tmp_path / "model")
     (again,) = FittedFeatures.load(tmp_path / "model").candidate
     assert np.array_equal(again.encode([known, unknown, None]), encoded)
+
+
+@pytest.mark.parametrize(("feature", "known", "unknown"), KINDS, ids=lambda value: getattr(value, "kind", None))
+def test_every_kind_reads_a_column_as_it_reads_its_values_in_a_request(
+    feature: CandidateFeature, known: object, unknown: object
+) -> None:
+    (encoder,) = fitted(feature).candidate
+    column = films().items[feature.column]
+    encoded = encoder.encode(column)
+    assert np.array_equal(encoder.encode(column.to_pylist()), encoded)
+    assert not np.array_equal(encoded[0], encoder.encode([None])[0])
+    if feature.kind in ("id", "category"):
+        assert encoded[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([True, np.bool_(True), pa.array([True]), np.array([True])], "true"),
+        ([1, 1.0, np.int64(1), np.float32(1), Decimal("1.00"), pa.array([1.0]), pa.array([1], pa.int8())], "1"),
+        ([0, 0.0, -0.0, pa.array([-0.0]), Decimal("0.0")], "0"),
+        ([0.1, Decimal("0.10"), np.float32(0.1), pa.array([0.1], pa.float32()), pa.array([Decimal("0.1")])], "0.1"),
+        ([10**16, 1e16, pa.array([1e16])], "10000000000000000"),
+        ([date(2024, 3, 1), pa.array([date(2024, 3, 1)]), np.datetime64("2024-03-01")], "2024-03-01"),
+        (
+            [
+                datetime(2024, 3, 1, 12),
+                datetime(2024, 3, 1, 12, tzinfo=UTC),
+                pa.array([datetime(2024, 3, 1, 12)], pa.timestamp("s")),
+                pa.array([datetime(2024, 3, 1, 12)], pa.timestamp("ns", "Europe/Berlin")),
+            ],
+            "2024-03-01T12:00:00",
+        ),
+        (["a", np.str_("a"), pa.array(["a"]).dictionary_encode(), np.array(["a"], object)], "a"),
+        ([None, float("nan"), pa.array([None], pa.int64()), pa.array([float("nan")])], None),
+    ],
+)
+def test_equal_values_have_one_text_wherever_they_come_from(values: list[Any], text: str | None) -> None:
+    found = [texts(value if isinstance(value, pa.Array | np.ndarray) else [value]) for value in values]
+    assert found == [[text]] * len(values)
+
+
+def test_whole_numbers_of_a_request_are_those_of_the_column() -> None:
+    # JSON writes the year 1990 with or without a point, and tables with gaps store it with one.
+    (encoder,) = fitted(CategoryFeature(kind="category", column="year")).candidate
+    assert encoder.encode(json.loads("[1990, 1990.0, 2000, 1990.5]")).tolist() == [1, 1, 2, 0]
+
+
+def test_a_vocabulary_counts_values_of_one_text_together() -> None:
+    items = films().items.drop(["year"]).append_column("year", pa.array([0.0, -0.0, 7.0]))
+    features = fit_features(
+        (), (CategoryFeature(kind="category", column="year"),), dataset=replace(films(), items=items)
+    )
+    assert features.candidate[0].encode([0, 7]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_is_not_finite_counts_as_missing(value: float) -> None:
+    # Train holds it and 2000: mean 2000, and no deviation, so 1 in its place.
+    items = films().items.drop(["year"]).append_column("year", pa.array([value, 2000.0, 5000.0]))
+    features = fit_features((), (NumberFeature(kind="number", column="year"),), dataset=replace(films(), items=items))
+    assert features.candidate[0].encode([value, 2001.0]).tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("feature", "told"),
+    [
+        (NumberFeature(kind="number", column="title"), "'title' holds string, but kind 'number' reads numbers .*river"),
+        (NumberFeature(kind="number", column="cast"), "'cast' holds list"),
+        (TimestampFeature(kind="timestamp", column="title"), "'title' holds string, but kind 'timestamp' reads timest"),
+        (CategoryFeature(kind="category", column="cast"), "'cast' holds list.*kind 'category' reads single values"),
+        (TextFeature(kind="text", column="cast"), "'cast' holds list.*kind 'text' reads text"),
+    ],
+)
+def test_a_column_that_does_not_fit_its_kind_is_told_with_what_fits(feature: CandidateFeature, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        fitted(feature)
 
 
 def test_numbers_are_scaled_by_the_items_of_the_train_part_alone() -> None:

@@ -1,5 +1,6 @@
 """The four protocols, on logs small enough to split by hand."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,16 @@ def test_loading_gives_the_rows_that_were_prepared(tiny_prepared: Path, tiny_spl
 def test_a_prepared_directory_is_not_a_split_one(tiny_prepared: Path) -> None:
     with pytest.raises(ArtifactError, match="not a 'split' one"):
         load_split(tiny_prepared)
+
+
+@pytest.mark.parametrize("name", ["interactions.parquet", "items.parquet"])
+def test_a_damaged_table_is_named_before_it_is_read(name: str, tiny_split: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(tiny_split, tmp_path / "split") / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name}: damaged"):
+        load_split(tmp_path / "split")
 
 
 def test_given_files_become_the_parts(

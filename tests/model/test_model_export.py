@@ -76,14 +76,17 @@ def test_a_candidate_is_scored_by_itself(exported: ExportedModel, tiny_split: Pa
     assert np.abs(few["score"] - many["score"][:, :3]).max() < 1e-5
 
 
-def test_a_request_is_answered_as_the_evaluation_asked(exported: ExportedModel, tiny_split: Path) -> None:
+@pytest.mark.parametrize("has_context", [True, False], ids=["at an interaction", "between interactions"])
+def test_a_request_is_answered_as_the_evaluation_asked(
+    exported: ExportedModel, tiny_split: Path, has_context: bool
+) -> None:
     dataset = load_split(tiny_split)
     log = dataset.user_log(TRAIN, positives_only=True)
     user = int(np.argmax(np.diff(log.start)))
     now = np.array([dataset.timestamp[-1] + 1])
     arrays = QueryArrays.build(dataset, exported.features, log=log)
-    last = np.array([len(dataset.item) - 1])  # The interaction whose context applies: a microsecond before `now`.
-    evaluated = exported.embed_queries(arrays.inputs(np.array([user], np.int32), now, log_row=last))
+    row = np.array([len(dataset.item) - 1 if has_context else -1])
+    evaluated = exported.embed_queries(arrays.inputs(np.array([user], np.int32), now, log_row=row))
     places = slice(log.start[user], log.start[user + 1])
     features = dataset.users.slice(user, 1).to_pydict()
     request = exported.features.query_inputs(

@@ -1,20 +1,23 @@
 """The training as a whole: it learns, repeats itself, goes on where it stopped, and looks at the train part alone."""
 
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import keras
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from twotower.data.split import TEST, SplitDataset, load_split
-from twotower.errors import RecipeError, TrainingError
+from twotower.errors import DataError, RecipeError, TrainingError
 from twotower.model.config import LabelConfig, RankingConfig
 from twotower.recipe import Recipe
-from twotower.training.train import Trained, TrainProgress, train
+from twotower.training.train import Trained, TrainProgress, build_model, train
 
 
 class StoppedError(Exception):
@@ -92,8 +95,10 @@ def test_a_checkpoint_of_another_run_is_refused(
     tiny_recipe: Recipe, dataset: SplitDataset, reference: Trained, tmp_path: Path
 ) -> None:
     fit(tiny_recipe, dataset, tmp_path, train={"epochs": 1})
-    with pytest.raises(TrainingError, match="belongs to a run with another recipe, seed or data"):
-        fit(replace(tiny_recipe, seed=9), dataset, tmp_path, resume=True)
+    other_positives = replace(dataset, positive=dataset.positive & (np.arange(len(dataset.item)) % 7 > 0))
+    for recipe, data in ((replace(tiny_recipe, seed=9), dataset), (tiny_recipe, other_positives)):
+        with pytest.raises(TrainingError, match="belongs to a run with another recipe, seed or data"):
+            fit(recipe, data, tmp_path, train={"epochs": 1}, resume=True)
 
 
 def test_what_the_test_part_holds_changes_nothing(
@@ -135,10 +140,70 @@ def test_a_loss_that_is_no_number_stops_with_what_to_lower(
         fit(tiny_recipe, dataset, tmp_path, train={"optimizer": "sgd", "learning_rate": 1e12})
 
 
-def test_a_label_that_the_data_lacks_is_named(tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path) -> None:
-    ranking = RankingConfig(labels=(LabelConfig(name="clicked", kind="binary"),), order={})
-    with pytest.raises(RecipeError, match=r"no label 'clicked' \(there are: rating, met\)"):
-        fit(tiny_recipe, dataset, tmp_path, model=replace(tiny_recipe.model, ranking=ranking))
+RATING = LabelConfig(name="rating", kind="regression")
+
+
+@pytest.mark.parametrize(
+    ("ranking", "told"),
+    [
+        ({"labels": (LabelConfig(name="clicked", kind="binary"),)}, r"no label 'clicked' \(there are: rating, met\)"),
+        ({"labels": (RATING, RATING)}, "'rating' is declared twice"),
+        ({"labels": (LabelConfig(name="rating", kind="binary"),)}, "'rating' is binary, but holds values up to 5"),
+        ({"labels": (LabelConfig(name="met", kind="regression"),)}, "'met' cannot be regression"),
+        ({"labels": (RATING,), "order": {"met": 1.0}}, "'met' is no label of model.ranking.labels"),
+        ({"hard_negatives": 65}, "uniform_negatives = 64 is less than model.ranking.hard_negatives = 65"),
+    ],
+)
+def test_ranking_labels_that_cannot_be_are_refused_before_training(
+    tiny_recipe: Recipe, dataset: SplitDataset, ranking: dict[str, Any], told: str
+) -> None:
+    config = replace(tiny_recipe.model, ranking=replace(tiny_recipe.model.ranking, **ranking))
+    with pytest.raises(RecipeError, match=told):
+        build_model(config, dataset=dataset, seed=1)
+
+
+class NoisyLayer(keras.layers.Layer):
+    """A layer of the user's own that acts differently in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(8)
+        self.dropout = keras.layers.Dropout(0.5)
+
+    def call(self, features: Any) -> Any:
+        return self.dropout(self.dense(features))
+
+
+def test_a_layer_of_the_users_own_trains_and_is_told_that_it_does(
+    tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("mine")
+    module.NoisyLayer = NoisyLayer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", module)
+    tower = replace(tiny_recipe.model.query_tower, network="mine:NoisyLayer", layers=(4,))
+    model = replace(tiny_recipe.model, query_tower=tower)
+    first, _ = build_model(model, dataset=dataset, seed=tiny_recipe.seed)
+    trained = fit(tiny_recipe, dataset, tmp_path, model=model, train={"epochs": 1})
+    before, after = first.states()["query"], trained.model.states()["query"]
+    assert any(not np.array_equal(one, other) for one, other in zip(before, after, strict=True)), "dropout drew nothing"
+    shapes = [weight.shape for weight in trained.model.weights()["query"]]
+    assert (8, 4) in shapes, "the hidden layers follow the user's own"
+
+
+def test_a_layer_that_is_none_is_refused(tiny_recipe: Recipe, dataset: SplitDataset) -> None:
+    for network, told in (("os:getcwd", "is no Keras layer"), ("nowhere:Layer", "cannot make"), (":X", "cannot make")):
+        tower = replace(tiny_recipe.model.query_tower, network=network)
+        with pytest.raises(RecipeError, match=told):
+            build_model(replace(tiny_recipe.model, query_tower=tower), dataset=dataset, seed=1)
+
+
+def test_a_log_that_spans_more_than_four_bytes_of_seconds_is_refused(
+    tiny_recipe: Recipe, dataset: SplitDataset
+) -> None:
+    timestamp = dataset.timestamp.copy()
+    timestamp[0] -= 70 * 366 * 86_400 * 1_000_000
+    with pytest.raises(DataError, match="from 1953 to 2025 span more than 68 years"):
+        build_model(tiny_recipe.model, dataset=replace(dataset, timestamp=timestamp), seed=1)
 
 
 def test_a_metric_that_cannot_be_watched_is_refused(tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path) -> None:
@@ -153,10 +218,10 @@ def test_weight_zero_gives_a_specialised_model(
     model = tiny_recipe.model
     if off == "retrieval":
         labels = (LabelConfig(name="rating", kind="regression"),)
-        ranking = replace(model.ranking, labels=labels, order={})
+        ranking = replace(model.ranking, labels=labels)
         model = replace(model, retrieval=replace(model.retrieval, weight=0.0), ranking=ranking)
     else:
-        model = replace(model, ranking=RankingConfig(labels=(), order={}))
+        model = replace(model, ranking=RankingConfig(labels=()))
     (entry,) = fit(tiny_recipe, dataset, tmp_path, model=model, train={"epochs": 1}).history
     if off == "retrieval":
         assert entry["loss"] == pytest.approx(entry["rating"], rel=1e-5)

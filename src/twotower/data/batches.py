@@ -24,19 +24,15 @@ class HistoryArrays:
 
     rows: NDArray[np.int32]
     """`[m]` rows of the item vocabulary; -1 for an item that training did not meet."""
-    seconds: NDArray[np.int32]
-    """`[m]` whole seconds since `origin`."""
-    origin: int
-    """Seconds since 1970 of second 0: four bytes then reach over 68 years."""
+    seconds: NDArray[np.int64]
+    """`[m]` whole seconds since 1970."""
 
     @classmethod
     def from_log(cls, log: UserLog, *, features: FittedFeatures, item_ids: NDArray[np.object_]) -> "HistoryArrays":
         """Number a log's items by the vocabulary that embeds them."""
         vocabulary = features.history.items.rows(item_ids) if features.history else np.zeros(len(item_ids), np.int32)
         rows = np.where(vocabulary > 0, vocabulary, PADDING).astype(np.int32)
-        seconds = log.timestamp // SECOND
-        origin = int(seconds.min(initial=2**62)) if len(seconds) else 0
-        return cls(rows=rows[log.item], seconds=(seconds - origin).astype(np.int32), origin=origin)
+        return cls(rows=rows[log.item], seconds=log.timestamp // SECOND)
 
 
 def gather_history(
@@ -72,6 +68,9 @@ class QueryArrays:
     """`[U, ...]` inputs that stay with the user."""
     context: Inputs
     """`[n, ...]` inputs that come with each interaction."""
+    blank: Inputs
+    """`[1, ...]` the same where nothing is known of the context."""
+    features: FittedFeatures
     log: UserLog
     history: HistoryArrays | None
     length: int
@@ -80,9 +79,13 @@ class QueryArrays:
     def build(cls, dataset: SplitDataset, features: FittedFeatures, *, log: UserLog) -> "QueryArrays":
         """Encode the users and contexts once, for any number of queries."""
         history = features.history
+        context = features.context_inputs(dataset.context, dataset.timestamp)
+        blank = features.query_inputs(columns={}, timestamp=np.zeros(1, np.int64), history=[([], [])])
         return cls(
             users=features.user_inputs(dataset.users),
-            context=features.context_inputs(dataset.context, dataset.timestamp),
+            context=context,
+            blank={key: blank[key] for key in context},
+            features=features,
             log=log,
             history=HistoryArrays.from_log(log, features=features, item_ids=dataset.item_ids) if history else None,
             length=history.config.length if history else 0,
@@ -94,16 +97,20 @@ class QueryArrays:
         Args:
             user: `[q]` user rows.
             timestamp: `[q]` moments in microseconds.
-            log_row: `[q]` the interaction whose context applies; -1 takes the first row's as a stand-in.
+            log_row: `[q]` the interaction whose context applies; -1 for none, whose columns then count as missing.
         """
         inputs = {key: values[user] for key, values in self.users.items()}
-        inputs |= {key: values[np.maximum(log_row, 0)] for key, values in self.context.items()}
+        for key, values in self.context.items():
+            unknown = (log_row < 0).reshape(-1, *[1] * (values.ndim - 1))
+            inputs[key] = np.where(unknown, self.blank[key], values[np.maximum(log_row, 0)])
+        for encoder in self.features.query:
+            if encoder.column == "timestamp" and encoder.column not in self.features.user_columns:
+                inputs[encoder.key] = encoder.encode(timestamp)
         if self.history is not None:
             first, end = self.log.before(user, timestamp)
-            now = (timestamp // SECOND - self.history.origin).astype(np.int64)
-            inputs |= gather_history(
-                np, self.history.rows, self.history.seconds, first=first, end=end, now=now, length=self.length
-            )
+            rows, seconds = self.history.rows, self.history.seconds
+            now = timestamp // SECOND
+            inputs |= gather_history(np, rows, seconds, first=first, end=end, now=now, length=self.length)
         return inputs
 
 
@@ -121,7 +128,7 @@ class TrainingArrays:
     item: NDArray[np.int32]
     """`[n]` place of the item in `items`."""
     second: NDArray[np.int32]
-    """`[n]` the example's moment, on the clock of `history_seconds`."""
+    """`[n]` the example's moment, in seconds since the train part's first: four bytes, as JAX counts."""
     first: NDArray[np.int32]
     end: NDArray[np.int32]
     """`[n]` the example's history: places `first` up to but without `end`, all strictly earlier than the example."""
@@ -148,7 +155,7 @@ class TrainingArrays:
             labels: The ranking head's labels in its order, each over the whole log; NaN where missing.
 
         Raises:
-            DataError: the train part is empty or holds no positive.
+            DataError: the train part is empty, holds no positive, or spans more than 68 years.
         """
         train = np.flatnonzero(dataset.part == TRAIN)
         positive = dataset.positive[train]
@@ -161,19 +168,32 @@ class TrainingArrays:
         first, end = log.before(dataset.user[train], dataset.timestamp[train])
         history = HistoryArrays.from_log(log, features=features, item_ids=dataset.item_ids)
         columns = [label[train] for label in labels]
+        origin = _origin(dataset.timestamp[train] // SECOND)
         return cls(
             users={key: values[people] for key, values in arrays.users.items()},
             context={key: values[train] for key, values in arrays.context.items()},
             items=features.candidate_inputs(dataset.items.take(catalogue_row)),
             user=user.astype(np.int32),
             item=item.astype(np.int32),
-            second=(dataset.timestamp[train] // SECOND - history.origin).astype(np.int32),
+            second=(dataset.timestamp[train] // SECOND - origin).astype(np.int32),
             first=first.astype(np.int32),
             end=end.astype(np.int32),
             history_rows=history.rows,
-            history_seconds=history.seconds,
+            history_seconds=(history.seconds - origin).astype(np.int32),
             labels=np.stack(columns, axis=1) if columns else np.zeros((len(train), 0), np.float32),
             positive=positive.astype(np.float32),
             probability=(np.bincount(item, minlength=len(catalogue_row)) / len(item)).astype(np.float32),
             catalogue_row=catalogue_row.astype(np.int32),
         )
+
+
+def _origin(seconds: NDArray[np.int64]) -> int:
+    """The first of the seconds, from which four bytes reach every other."""
+    first, last = int(seconds.min()), int(seconds.max())
+    if last - first >= 2**31:
+        years = [np.datetime64(moment, "s").astype("datetime64[Y]") for moment in (first, last)]
+        raise DataError(
+            f"train part: interactions from {years[0]} to {years[1]} span more than 68 years. "
+            "Mend the timestamps, or drop the rows by prepare.filter."
+        )
+    return first

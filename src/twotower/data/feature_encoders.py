@@ -25,7 +25,7 @@ from twotower.data.schema import (
     TextFeature,
     TimestampFeature,
 )
-from twotower.data.vocabulary import Vocabulary
+from twotower.data.vocabulary import Vocabulary, plain, texts
 
 SECOND = 1_000_000
 """Microseconds in a second: histories are compared and aged in whole seconds."""
@@ -80,7 +80,7 @@ class VocabularyEncoder:
         return self.vocabulary.size
 
     def encode(self, values: Any) -> NDArray[np.int32]:
-        return self.vocabulary.rows(_texts(values))
+        return self.vocabulary.rows(texts(values))
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -106,7 +106,7 @@ class MultiCategoryEncoder:
         return self.vocabulary.size
 
     def encode(self, values: Any) -> NDArray[np.int32]:
-        split = [split_values(value, self.config.separator)[: self.config.length] for value in values]
+        split = [split_values(value, self.config.separator)[: self.config.length] for value in plain(values)]
         return _pad([self.vocabulary.rows(row) for row in split], self.config.length)
 
     def state(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class TextEncoder:
         return self.config.buckets
 
     def encode(self, values: Any) -> NDArray[np.int32]:
-        return _pad([self._rows(value) for value in _texts(values)], self.config.length)
+        return _pad([self._rows(value) for value in texts(values)], self.config.length)
 
     def _rows(self, value: str | None) -> NDArray[np.int32]:
         words = re.findall(r"\w+", (value or "").lower())
@@ -236,21 +236,21 @@ class HistoryEncoder:
 
 def split_values(value: Any, separator: str) -> list[str]:
     """The single values in a list, or in a string that holds them; empty ones are left out."""
-    parts = value if isinstance(value, list | tuple | np.ndarray) else str(value or "").split(separator)
-    return [text for part in parts if part is not None and (text := str(part).strip())]
-
-
-def _texts(values: Any) -> list[str | None]:
-    plain = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
-    return [None if value is None else str(value) for value in plain]
+    if isinstance(value, list | tuple | np.ndarray):
+        parts = texts(value)
+    else:
+        parts = [part for text in texts([value]) if text is not None for part in text.split(separator)]
+    return [text for part in parts if part is not None and (text := part.strip())]
 
 
 def numbers(values: Any) -> NDArray[np.float64]:
-    """`[n]` numbers; NaN where missing."""
+    """`[n]` numbers; NaN where missing, which the infinities are too: one of them would leave no mean."""
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(list(values))
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
-    return np.asarray(pc.fill_null(pc.cast(array, pa.float64()), np.nan), np.float64)
+    # Whole numbers over 2**53 are rounded: a feature needs no more digits.
+    number = np.asarray(pc.fill_null(pc.cast(array, pa.float64(), safe=False), np.nan), np.float64)
+    return np.where(np.isfinite(number), number, np.nan)
 
 
 def seconds(values: Any) -> NDArray[np.float64]:
@@ -259,7 +259,7 @@ def seconds(values: Any) -> NDArray[np.float64]:
         return np.asarray(values / SECOND, np.float64)
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(list(values))
     if pa.types.is_temporal(array.type):
-        array = pc.cast(pc.cast(array, pa.timestamp("us")), pa.int64())
+        array = pc.cast(pc.cast(array, pa.timestamp("us"), safe=False), pa.int64())
     return numbers(array) / SECOND
 
 

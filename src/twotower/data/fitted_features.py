@@ -36,7 +36,7 @@ from twotower.data.schema import (
     TimestampFeature,
 )
 from twotower.data.split import TRAIN, SplitDataset
-from twotower.data.vocabulary import Vocabulary
+from twotower.data.vocabulary import Vocabulary, plain
 from twotower.errors import RecipeError
 
 
@@ -131,18 +131,18 @@ def fit_features(
     Users' and items' features are fitted on those that the train part names, each counted once.
 
     Raises:
-        RecipeError: a column that does not exist, a column declared twice as one kind, or a history without an
-            `id` feature on `item_id` to embed it by.
+        RecipeError: a column that does not exist or whose type does not fit its kind, a column declared twice as one
+            kind, or a history without an `id` feature on `item_id` to embed it by.
     """
     train = dataset.part == TRAIN
     users = dataset.users.take(np.unique(dataset.user[train]))
     items = dataset.items.take(np.unique(dataset.item[train]))
     context = dataset.context.filter(pa.array(train)) if dataset.context.num_columns else dataset.context
     moments = pa.array(dataset.timestamp[train])
-    plain = [feature for feature in query if not isinstance(feature, HistoryFeature)]
+    single = [feature for feature in query if not isinstance(feature, HistoryFeature)]
     histories = [feature for feature in query if isinstance(feature, HistoryFeature)]
-    user_columns = tuple(feature.column for feature in plain if feature.column in users.column_names)
-    _refuse_repeats([f"{feature.kind} {feature.column}" for feature in plain], tower="query")
+    user_columns = tuple(feature.column for feature in single if feature.column in users.column_names)
+    _refuse_repeats([f"{feature.kind} {feature.column}" for feature in single], tower="query")
     _refuse_repeats([f"{feature.kind} {feature.column}" for feature in candidate], tower="candidate")
     _refuse_repeats(["history"] * len(histories), tower="query")
 
@@ -153,7 +153,7 @@ def fit_features(
 
     candidates = tuple(_fit(feature, _existing(items, feature.column, where="items table")) for feature in candidate)
     return FittedFeatures(
-        query=tuple(_fit(feature, query_values(feature.column)) for feature in plain),
+        query=tuple(_fit(feature, query_values(feature.column)) for feature in single),
         candidate=candidates,
         history=HistoryEncoder(histories[0], item_vocabulary(candidates)) if histories else None,
         user_columns=user_columns,
@@ -175,13 +175,48 @@ def item_vocabulary(candidate: Iterable[FeatureEncoder]) -> Vocabulary:
     )
 
 
-def _fit(feature: QueryFeature | CandidateFeature, values: Any) -> FeatureEncoder:
+_FITTING = {
+    "id": "single values: text, numbers, booleans or moments",
+    "category": "single values: text, numbers, booleans or moments",
+    "multi_category": "lists of single values, or text that holds them",
+    "number": "numbers",
+    "text": "text",
+    "timestamp": "timestamps, dates, or whole microseconds since 1970",
+}
+"""Kind -> what its column may hold."""
+
+
+def _fit(feature: CandidateFeature, values: Any) -> FeatureEncoder:
+    """The feature's encoder, if the column fits its kind."""
+    single = _single(values.type) if feature.kind == "multi_category" else values.type
+    if pa.types.is_nested(single):
+        raise _misfit(feature, values.type, found="")
+    try:
+        return _fitted(feature, values)
+    except pa.ArrowException as fault:
+        raise _misfit(feature, values.type, found=f" ({str(fault).splitlines()[0]})") from fault
+
+
+def _single(kind: pa.DataType) -> pa.DataType:
+    """What the lists of a column hold."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return kind.value_type if is_list else kind
+
+
+def _misfit(feature: CandidateFeature, kind: pa.DataType, *, found: str) -> RecipeError:
+    return RecipeError(
+        f"model: column '{feature.column}' holds {kind}, but kind {feature.kind!r} reads "
+        f"{_FITTING[feature.kind]}{found}. Declare it as another kind, or convert the column."
+    )
+
+
+def _fitted(feature: CandidateFeature, values: Any) -> FeatureEncoder:
     match feature:
         case IdFeature() | CategoryFeature():
             return VocabularyEncoder(feature, Vocabulary.fit(values))
         case MultiCategoryFeature():
-            single = [text for value in values.to_pylist() for text in split_values(value, feature.separator)]
-            return MultiCategoryEncoder(feature, Vocabulary.fit(pa.array(single, pa.string())))
+            parts = [text for value in plain(values) for text in split_values(value, feature.separator)]
+            return MultiCategoryEncoder(feature, Vocabulary.fit(pa.array(parts, pa.string())))
         case TextFeature():
             return TextEncoder(feature)
         case NumberFeature():
@@ -193,8 +228,6 @@ def _fit(feature: QueryFeature | CandidateFeature, values: Any) -> FeatureEncode
             second = seconds(values)
             known = second[~np.isnan(second)]
             return TimestampEncoder(feature, *((float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)))
-        case _:
-            raise RecipeError(f"model: a feature of kind {feature.kind!r} cannot stand here.")
 
 
 def _describe(encoder: FeatureEncoder) -> dict[str, Any]:

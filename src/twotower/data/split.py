@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
-from twotower.artifact import read_manifest
+from twotower.artifact import verify
 from twotower.data.histories import UserLog
 from twotower.data.schema import STRICT
 from twotower.data.tables import GIVEN_PART, INTERACTIONS, ITEMS, PART, USERS, WORLD
@@ -57,8 +57,9 @@ def split(config: SplitConfig, *, seed: int, prepared: Path, out: Path) -> dict[
     Raises:
         RecipeError: a setting that the protocol does not read.
         DataError: a part would be empty.
+        ArtifactError: `prepared` is not what `prepare` wrote, or damaged.
     """
-    metadata = read_manifest(prepared, kind="prepared")["metadata"]
+    metadata = verify(prepared, kind="prepared")["metadata"]
     log = _read_keys(prepared / INTERACTIONS)
     part = assign_parts(config, log, generator=np.random.default_rng(seed))
     for name, number in (("train", TRAIN), ("test", TEST)):
@@ -178,9 +179,9 @@ def load_split(directory: Path) -> "SplitDataset":
     """Read what `split` wrote into arrays.
 
     Raises:
-        ArtifactError: `directory` is not a split directory.
+        ArtifactError: `directory` is not a split directory, or a file in it is damaged; names the file.
     """
-    metadata = read_manifest(directory, kind="split")["metadata"]
+    metadata = verify(directory, kind="split")["metadata"]
     users, items = pq.read_table(directory / USERS), pq.read_table(directory / ITEMS)
     table = pq.read_table(directory / INTERACTIONS, read_dictionary=["user_id", "item_id"])
     return SplitDataset(

@@ -1,8 +1,12 @@
 """Raw values <-> rows of an embedding table; row 0 is for whatever training did not meet."""
 
+import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +28,11 @@ class Vocabulary:
     @classmethod
     def fit(cls, values: pa.Array | pa.ChunkedArray) -> "Vocabulary":
         """Number the distinct values that are not null, the most frequent first, equals by their text."""
-        counts = pc.value_counts(pc.drop_null(pc.cast(values, pa.string())))
-        table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
-        table = table.sort_by([("count", "descending"), ("value", "ascending")])
+        counts = pc.value_counts(pc.drop_null(values))
+        value = pa.array(texts(counts.field("values")), pa.string())
+        table = pa.table({"value": value, "count": counts.field("counts")}).drop_null()
+        table = table.group_by("value").aggregate([("count", "sum")])
+        table = table.sort_by([("count_sum", "descending"), ("value", "ascending")])
         return cls(table["value"].combine_chunks())
 
     @property
@@ -53,3 +59,42 @@ class Vocabulary:
     def load(cls, path: Path) -> "Vocabulary":
         """Read what `save` wrote."""
         return cls(pq.read_table(path)["value"].combine_chunks())
+
+
+def texts(values: Any) -> list[str | None]:
+    """The text by which a vocabulary knows each value, None where it is missing: for columns and requests alike."""
+    return [value if type(value) is str else _text(value) for value in plain(values)]
+
+
+def plain(values: Any) -> list[Any]:
+    """An Arrow column, a NumPy array or a sequence as Python values."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist() if values.dtype == object else pa.array(values)
+    if not isinstance(values, pa.Array | pa.ChunkedArray):
+        return list(values)
+    if pa.types.is_timestamp(values.type):  # Python knows no nanoseconds, and its moments without a zone are in UTC.
+        values = pc.cast(values, pa.timestamp("us"), safe=False)
+    elif pa.types.is_float16(values.type) or pa.types.is_float32(values.type):  # 0.1 stays 0.1, not 0.10000000149.
+        values = pc.cast(pc.cast(values, pa.string()), pa.float64())
+    return list(values.to_pylist())
+
+
+def _text(value: Any) -> str | None:
+    """One text for equal values: 1, 1.0 and Decimal("1.00") are "1", as JSON and tables with gaps mix them."""
+    if isinstance(value, np.generic):
+        (value,) = plain(np.array([value]))
+    match value:
+        case None:
+            return None
+        case bool():
+            return "true" if value else "false"
+        case float() if math.isnan(value):
+            return None
+        case float() if value.is_integer():
+            return str(int(value))
+        case Decimal():
+            return f"{value.normalize():f}"
+        case datetime():  # Before `date`, of which it is one too.
+            return (value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value).isoformat()
+        case _:
+            return str(value)

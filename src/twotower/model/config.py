@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from twotower.data.schema import STRICT, CandidateFeature, HistoryFeature, IdFeature, PositiveInt, QueryFeature
 
@@ -15,8 +15,8 @@ class TowerConfig:
     __pydantic_config__ = STRICT
 
     network: str = "mlp"
-    """`mlp`, `cross` (a cross network of the second version, before the layers), or `module:Class`, a Keras layer of
-    your own that is called without arguments and maps `[n, features]` to `[n, anything]`."""
+    """What comes before the hidden layers: nothing (`mlp`), two cross layers (`cross`, DCN version 2), or a Keras layer
+    of your own (`module:Class`, made without arguments, `[n, features]` -> `[n, anything]`)."""
     layers: tuple[PositiveInt, ...] = ()
     """Widths of the network's hidden layers. With `mlp` and none, the embedding is the sum of one linear map a feature;
     a feature that has the embedding's width already goes in as it is."""
@@ -74,8 +74,9 @@ class RankingConfig:
 
     labels: tuple[LabelConfig, ...] = (LabelConfig(name=MET, kind="listwise", weight=0.2),)
     """What is predicted; none leaves retrieval alone."""
-    order: dict[str, float] = field(default_factory=lambda: {MET: 1.0})
-    """Label -> weight: candidates are ordered by the weighted sum of these labels' logits or predictions."""
+    order: dict[str, float] = field(default_factory=dict)
+    """Label -> weight: candidates are ordered by the weighted sum of these labels' logits or predictions. Left empty,
+    by `met` where that is a label, else as retrieval ordered them."""
     layers: tuple[PositiveInt, ...] = (128, 64)
     """Widths of the head's hidden layers."""
     cross_layers: Annotated[int, Ge(0)] = 1
@@ -87,8 +88,14 @@ class RankingConfig:
     hard_share: Annotated[float, Gt(0), Le(1)] = 0.05
     """For the label `met`: the share of the uniform negatives that counts as hard; about what retrieval brings of all
     items."""
-    dropout: Annotated[float, Ge(0)] = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the head's inputs left out at random while training."""
+
+    def ordered_by(self) -> dict[str, float]:
+        """Label -> weight in the final score, the default filled in; empty where retrieval's order stands."""
+        if self.order or MET not in (label.name for label in self.labels):
+            return self.order
+        return {MET: 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +104,9 @@ class ModelConfig:
 
     __pydantic_config__ = STRICT
 
-    query: tuple[QueryFeature, ...] = (HistoryFeature(kind="history"),)
+    query: Annotated[tuple[QueryFeature, ...], Len(1)] = (HistoryFeature(kind="history"),)
     """Features of the query tower."""
-    candidate: tuple[CandidateFeature, ...] = (IdFeature(kind="id", column="item_id", dim=64),)
+    candidate: Annotated[tuple[CandidateFeature, ...], Len(1)] = (IdFeature(kind="id", column="item_id", dim=64),)
     """Features of the candidate tower."""
     embedding_dim: PositiveInt = 64
     """Width of both towers' embeddings."""

@@ -48,7 +48,7 @@ def export_model(model: JointModel, directory: Path, *, query_inputs: Inputs, ca
         "item_bias": config.retrieval.item_bias,
         "temperature": config.retrieval.temperature,
         "labels": {label.name: label.kind for label in config.ranking.labels},
-        "order": config.ranking.order if config.ranking.labels else {},
+        "order": config.ranking.ordered_by(),
     }
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 

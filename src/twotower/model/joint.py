@@ -119,8 +119,10 @@ class JointModel:
                 `[B]`, `probability` `[T]`, and `key`, a random key of the step's own.
         """
         states = dict(states)
-        query, states["query"] = self.apply("query", weights, states, batch["query"], tables)
-        candidate, states["candidate"] = self.apply("candidate", weights, states, batch["candidate"], tables)
+        query, states["query"] = self.apply("query", weights, states, batch["query"], tables, training=True)
+        candidate, states["candidate"] = self.apply(
+            "candidate", weights, states, batch["candidate"], tables, training=True
+        )
         losses: dict[str, Array] = {}
         retrieval, logits, in_batch = self._retrieval(query, candidate, batch=batch)
         losses["retrieval"] = weighted_mean(retrieval, batch["positive"])

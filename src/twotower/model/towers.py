@@ -1,7 +1,9 @@
 """The query tower and the candidate tower: features in, embedding out."""
 
 import importlib
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -50,13 +52,16 @@ class Tower(keras.layers.Layer):
         self.built = True  # The layers inside build themselves when they are first called.
         self.to_ranking = keras.layers.Dense(ranking_dim, name="ranking") if ranking_dim else None
 
-    def call(self, inputs: Tensors, tables: Tensors) -> Any:
-        """Inputs by name, each `[n, ...]`, and tables by name -> `[n, embedding_dim (+ 1) + ranking_dim]`."""
+    def call(self, inputs: Tensors, tables: Tensors, training: bool = False) -> Any:
+        """Inputs by name, each `[n, ...]`, and tables by name -> `[n, embedding_dim (+ 1) + ranking_dim]`.
+
+        With `training`, a layer of the user's own acts as in training.
+        """
         parts = [encoder(inputs, tables) for encoder in self.encoders]
         features = ops.concatenate(parts, axis=-1)
         embedding = sum(self._straight(place, part) for place, part in enumerate(parts))
         if self.network is not None and self.to_embedding is not None:
-            embedding = embedding + self.to_embedding(self.network(features))
+            embedding = embedding + self.to_embedding(self.network(features, training=training))
         if self.unit_vectors:
             embedding = embedding / ops.sqrt(ops.sum(embedding * embedding, axis=-1, keepdims=True) + 1e-12)
         pieces = [embedding]
@@ -81,41 +86,60 @@ class Tower(keras.layers.Layer):
 
 def build_network(config: TowerConfig, *, section: str) -> keras.layers.Layer:
     """The layers between concatenated features and the last linear map, as the recipe's `section` asks for."""
+    first: keras.layers.Layer | None = None
     if ":" in config.network:
-        return _own_layer(config.network, section=section)
-    if config.network not in ("mlp", "cross"):
+        first = _own_layer(config.network, section=section)
+    elif config.network == "cross":
+        first = Crosses()
+    elif config.network != "mlp":
         raise RecipeError(
             f"{section}.network: '{config.network}' is none of mlp, cross, module:Class. Name one of these."
         )
-    hidden = [keras.layers.Dense(width, activation="relu") for width in config.layers]
-    return Stack(hidden, cross=config.network == "cross")
+    return Stack(first, [keras.layers.Dense(width, activation="relu") for width in config.layers])
 
 
 class Stack(keras.layers.Layer):
-    """Layers one after the other; with `cross`, two cross layers over the features first, beside the features."""
+    """A first layer of any kind, if there is one, and then the hidden layers."""
 
-    def __init__(self, layers: Sequence[keras.layers.Layer], *, cross: bool) -> None:
+    def __init__(self, first: keras.layers.Layer | None, hidden: Sequence[keras.layers.Layer]) -> None:
         super().__init__(name="network")
-        self.layers = list(layers)
-        self.crosses = [keras_rs.layers.FeatureCross(projection_dim=32) for _ in range(2)] if cross else []
+        self.first, self.hidden = first, list(hidden)
+
+    def call(self, features: Any, training: bool = False) -> Any:
+        """`[n, features]` -> `[n, last width]`. Keras keeps `training` from a layer that does not ask for it."""
+        output = features if self.first is None else self.first(features, training=training)
+        for layer in self.hidden:
+            output = layer(output)
+        return output
+
+
+class Crosses(keras.layers.Layer):
+    """Two cross layers: products of the features with themselves and with these products."""
+
+    def __init__(self) -> None:
+        super().__init__(name="crosses")
+        self.layers = [keras_rs.layers.FeatureCross(projection_dim=32) for _ in range(2)]
 
     def call(self, features: Any) -> Any:
-        """`[n, features]` -> `[n, last width]`."""
+        """`[n, features]` -> the same shape."""
         crossed = features
-        for layer in self.crosses:
-            crossed = layer(features, crossed)
         for layer in self.layers:
-            crossed = layer(crossed)
+            crossed = layer(features, crossed)
         return crossed
 
 
 def _own_layer(dotted: str, *, section: str) -> keras.layers.Layer:
+    """The user's layer; modules of the working directory can be named as well as installed ones."""
     module_name, _, class_name = dotted.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
-        layer_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as fault:
-        raise RecipeError(f"{section}.network: cannot import '{dotted}' ({fault}). Name it as module:Class.") from fault
-    layer = layer_class()
+        layer = getattr(importlib.import_module(module_name), class_name)()
+    except (ImportError, AttributeError, TypeError, ValueError) as fault:
+        raise RecipeError(
+            f"{section}.network: cannot make '{dotted}' ({fault}). "
+            "Name a Keras layer as module:Class that needs no arguments."
+        ) from fault
     if not isinstance(layer, keras.layers.Layer):
         raise RecipeError(f"{section}.network: '{dotted}' is no Keras layer. Derive it from keras.layers.Layer.")
     return layer

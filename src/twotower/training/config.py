@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 
 from twotower.data.schema import STRICT, PositiveInt
 
@@ -28,8 +28,8 @@ class TrainConfig:
     """Adagrad's memory: one number an element, or one a row, which takes half the memory of a table."""
     metric: str = "ndcg@10"
     """What early stopping watches on the validation part: `recall@K`, `ndcg@K`, or `rmse` (first regression label)."""
-    patience: Annotated[int, Ge(0)] = 2
-    """Epochs without a better metric before the run stops; the best epoch's weights are kept."""
+    patience: PositiveInt = 3
+    """Epochs in a row without a better metric after which the run stops; the best epoch's weights are kept."""
     validation_queries: PositiveInt = 5_000
     """Validation queries asked after each epoch, drawn at random where there are more."""
     steps_per_call: PositiveInt = 50

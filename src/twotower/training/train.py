@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.artifact import hash_json
+from twotower.artifact import hash_json, recover
 from twotower.data.batches import QueryArrays, TrainingArrays
 from twotower.data.feature_encoders import Inputs
 from twotower.data.fitted_features import FittedFeatures, fit_features
@@ -50,7 +50,7 @@ class Trained:
 
     model: JointModel
     history: list[dict[str, Any]]
-    """One entry an epoch: epoch, seconds, losses, validation metrics."""
+    """One entry an epoch: epoch, losses, validation metrics."""
     best_epoch: int
 
 
@@ -81,6 +81,7 @@ def train(
     """
     model, arrays = build_model(model_config, dataset=dataset, seed=seed)
     run = _Run(config, model, arrays, dataset=dataset, seed=seed, checkpoint=checkpoint, report=report)
+    recover(checkpoint)
     if resume and checkpoint.exists():
         run.load()
     while run.wants_more():
@@ -90,22 +91,8 @@ def train(
 
 def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tuple[JointModel, TrainingArrays]:
     """The model with its first weights, and the arrays that it trains on."""
+    refuse_bad_labels(config, dataset=dataset)
     labels = tuple(label.name for label in config.ranking.labels)
-    if missing := [name for name in labels if name != MET and name not in dataset.labels]:
-        there = ", ".join([*dataset.labels, MET])
-        raise RecipeError(
-            f"model.ranking.labels: the data has no label '{missing[0]}' (there are: {there}). Name one of these."
-        )
-    if unknown := [name for name in config.ranking.order if name not in labels]:
-        raise RecipeError(
-            f"model.ranking.order: '{unknown[0]}' is no label of model.ranking.labels. Name one of these."
-        )
-    for label in config.ranking.labels:
-        if (label.kind == "listwise" and label.name != MET) or (label.kind == "regression" and label.name == MET):
-            raise RecipeError(
-                f"model.ranking.labels: '{label.name}' cannot be {label.kind}. "
-                "Take binary or listwise for 'met', binary or regression for a column."
-            )
     features = fit_features(config.query, config.candidate, dataset=dataset)
     columns = dataset.labels | {MET: np.full(len(dataset.item), np.nan, np.float32)}
     arrays = TrainingArrays.build(dataset, features, labels=[columns[name] for name in labels])
@@ -113,6 +100,47 @@ def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tup
     query, candidate = sample_inputs(features, dataset)
     model.build(query, candidate, label_means=first_predictions(model_config=config, labels=arrays.labels))
     return model, arrays
+
+
+def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:
+    """Tell what is wrong with the ranking labels before anything is computed.
+
+    Raises:
+        RecipeError: a label twice, one that the data lacks, a kind that does not fit, an order by no label, or too few
+            uniform negatives to draw hard ones from.
+    """
+    ranking = config.ranking
+    names = [label.name for label in ranking.labels]
+    where = "model.ranking.labels"
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"{where}: '{repeated[0]}' is declared twice. Take one of the two out.")
+    if missing := [name for name in names if name != MET and name not in dataset.labels]:
+        there = ", ".join([*dataset.labels, MET])
+        raise RecipeError(f"{where}: the data has no label '{missing[0]}' (there are: {there}). Name one of these.")
+    if MET in names and MET in dataset.labels:
+        raise RecipeError(
+            f"{where}: the data has a column '{MET}', which is the name of our own label. Rename the column."
+        )
+    for label in ranking.labels:
+        if label.kind not in (("binary", "listwise") if label.name == MET else ("binary", "regression")):
+            raise RecipeError(
+                f"{where}: '{label.name}' cannot be {label.kind}. "
+                f"Take binary or listwise for '{MET}', binary or regression for a column."
+            )
+        if label.kind == "binary" and label.name != MET:
+            values = dataset.labels[label.name]
+            if ((values < 0) | (values > 1)).any():
+                raise RecipeError(
+                    f"{where}: '{label.name}' is binary, but holds values up to {np.nanmax(values):g}. "
+                    "Take regression, or make a label of 0 and 1 by prepare.labels."
+                )
+    if unknown := [name for name in ranking.order if name not in names]:
+        raise RecipeError(f"model.ranking.order: '{unknown[0]}' is no label of {where}. Name one of these.")
+    if MET in names and config.retrieval.uniform_negatives < ranking.hard_negatives:
+        raise RecipeError(
+            f"model.retrieval.uniform_negatives = {config.retrieval.uniform_negatives} is less than "
+            f"model.ranking.hard_negatives = {ranking.hard_negatives}, which are drawn from them. Raise it."
+        )
 
 
 def sample_inputs(features: FittedFeatures, dataset: SplitDataset) -> tuple[Inputs, Inputs]:
@@ -165,8 +193,7 @@ class _Run:
         self.examples = len(arrays.item)
         self.batch_size = min(config.batch_size, self.examples)
         self.steps = self.examples // self.batch_size
-        has_validation = bool((dataset.positive & (dataset.part == VALIDATION)).any())
-        self.validator = Validator.build(config, model, dataset=dataset, seed=seed) if has_validation else None
+        self.validator = Validator.build(config, model, dataset=dataset, seed=seed)
         self.state = self.stepper.start()
         self.best = jax.device_get(self.state)
         self.best_epoch, self.best_value = 0, -np.inf
@@ -176,7 +203,7 @@ class _Run:
         self.identity = hash_json(
             {
                 "train": asdict(config), "model": asdict(model.config), "seed": seed, "examples": self.examples,
-                "data": _digest(arrays.item, arrays.user, arrays.second, arrays.labels),
+                "data": _digest(*jax.tree.leaves(self.stepper.arrays), *_validation_columns(dataset)),
             }
         )  # fmt: skip
 
@@ -184,7 +211,7 @@ class _Run:
         """Whether another epoch follows: neither the last one nor patience has been reached."""
         done = len(self.history)
         waited = done - self.best_epoch
-        return done < self.config.epochs and (self.validator is None or done == 0 or waited <= self.config.patience)
+        return done < self.config.epochs and (self.validator is None or done == 0 or waited < self.config.patience)
 
     def epoch(self) -> None:
         """Go through the examples once, in an order that the seed and the epoch's number decide; then validate."""
@@ -204,9 +231,9 @@ class _Run:
             if since_checkpoint >= self.config.checkpoint_steps and self.step_in_epoch < self.steps:
                 self.partial, since_checkpoint = sums, 0
                 self.save()
-        entry = {"epoch": number + 1, "seconds": time.perf_counter() - began}
+        entry: dict[str, Any] = {"epoch": number + 1}
         entry |= {name: total / self.steps for name, total in sums.items()}
-        self._judge(entry)
+        self._judge(entry, seconds=time.perf_counter() - began)
         self.partial, self.step_in_epoch = {}, 0
         self.save()
 
@@ -237,7 +264,7 @@ class _Run:
         )
         return means
 
-    def _judge(self, entry: dict[str, Any]) -> None:
+    def _judge(self, entry: dict[str, Any], *, seconds: float) -> None:
         """Add the epoch to the history, with its validation metrics; keep its weights where they are the best."""
         if self.validator is None:
             self.history.append(entry)
@@ -254,8 +281,8 @@ class _Run:
                 epochs=self.config.epochs,
                 step=entry["epoch"] * self.steps,
                 steps=self.config.epochs * self.steps,
-                examples_per_second=self.steps * self.batch_size / entry["seconds"],
-                losses={name: entry[name] for name in entry if name not in ("epoch", "seconds")},
+                examples_per_second=self.steps * self.batch_size / seconds,
+                losses={name: entry[name] for name in entry if name != "epoch"},
                 validation=metrics,
             )
         )
@@ -286,6 +313,14 @@ class _Run:
         self.model.assign(best.weights, best.states)
         self.model.tables = {name: jax.numpy.asarray(table) for name, table in best.tables.items()}
         return Trained(model=self.model, history=self.history, best_epoch=self.best_epoch)
+
+
+def _validation_columns(dataset: SplitDataset) -> list[NDArray[Any]]:
+    """What early stopping depends on."""
+    rows = dataset.part == VALIDATION
+    columns: list[NDArray[Any]] = [dataset.user, dataset.item, dataset.timestamp, dataset.positive]
+    columns += dataset.labels.values()
+    return [column[rows] for column in columns]
 
 
 def _digest(*arrays: NDArray[Any]) -> str:

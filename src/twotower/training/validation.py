@@ -15,6 +15,7 @@ from twotower.errors import RecipeError
 from twotower.evaluation.queries import Queries, labelled, seen_pairs, static, successive
 from twotower.evaluation.ranks import blocks, ranks_in_block, seen_items, silence
 from twotower.model.joint import JointModel
+from twotower.training.config import TrainConfig
 from twotower.training.step import TrainState
 
 BLOCK = 1024
@@ -52,11 +53,22 @@ class Validator:
         self._embed = jax.jit(self._apply, static_argnames="part")
 
     @classmethod
-    def build(cls, config: Any, model: JointModel, *, dataset: SplitDataset, seed: int) -> "Validator":
-        """Draw the queries: under a split by time each at its own moment, elsewhere one a user."""
+    def build(cls, config: TrainConfig, model: JointModel, *, dataset: SplitDataset, seed: int) -> "Validator | None":
+        """Draw the queries: under a split by time each at its own moment, elsewhere one a user.
+
+        Returns:
+            None where the validation part asks for nothing that its users had not met: all epochs are then run.
+
+        Raises:
+            RecipeError: a metric that there is not.
+        """
+        is_rated = any(label.kind == "regression" for label in model.config.ranking.labels)
+        ks = _metric_k(config.metric, has_ratings=is_rated)
         by_time = dataset.metadata.get("protocol") == "time"
         queries = (successive if by_time else static)(dataset, VALIDATION)
         queries = queries.keep_pairs(~seen_pairs(queries, len(dataset.item_ids)))
+        if not len(queries):
+            return None
         chosen = np.zeros(len(queries), bool)
         chosen[np.random.default_rng(seed).permutation(len(queries))[: config.validation_queries]] = True
         queries = queries.keep_queries(chosen)
@@ -68,7 +80,11 @@ class Validator:
             items=model.features.candidate_inputs(dataset.items),
             ratings=_rating_queries(config, model, dataset=dataset, arrays=arrays, seed=seed),
         )
-        validator.ks |= _metric_k(config.metric, has_ratings=validator.ratings is not None)
+        if config.metric == "rmse" and validator.ratings is None:
+            raise RecipeError(
+                "train.metric: 'rmse' needs ratings in the validation part, which holds none. Take ndcg@10."
+            )
+        validator.ks |= ks
         return validator
 
     def metrics(self, state: TrainState) -> dict[str, float]:
@@ -132,12 +148,12 @@ def _metric_k(metric: str, *, has_ratings: bool) -> dict[str, int]:
         return {}
     raise RecipeError(
         f"train.metric: '{metric}' cannot be watched. Take recall@K, ndcg@K, or rmse where model.ranking has a "
-        "regression label that the validation part holds."
+        "regression label."
     )
 
 
 def _rating_queries(
-    config: Any, model: JointModel, *, dataset: SplitDataset, arrays: QueryArrays, seed: int
+    config: TrainConfig, model: JointModel, *, dataset: SplitDataset, arrays: QueryArrays, seed: int
 ) -> RatingQueries | None:
     for place, label in enumerate(model.config.ranking.labels):
         if label.kind != "regression":
