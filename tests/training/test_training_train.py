@@ -190,6 +190,13 @@ def test_a_layer_of_the_users_own_trains_and_is_told_that_it_does(
     assert (8, 4) in shapes, "the hidden layers follow the user's own"
 
 
+def test_retrieval_without_negatives_is_refused(tiny_recipe: Recipe, dataset: SplitDataset) -> None:
+    retrieval = replace(tiny_recipe.model.retrieval, in_batch_negatives=0, uniform_negatives=0)
+    config = replace(tiny_recipe.model, retrieval=retrieval, ranking=RankingConfig(labels=()))
+    with pytest.raises(RecipeError, match="no negatives to learn from"):
+        build_model(config, dataset=dataset, seed=1)
+
+
 def test_a_layer_that_is_none_is_refused(tiny_recipe: Recipe, dataset: SplitDataset) -> None:
     for network, told in (("os:getcwd", "is no Keras layer"), ("nowhere:Layer", "cannot make"), (":X", "cannot make")):
         tower = replace(tiny_recipe.model.query_tower, network=network)

@@ -92,6 +92,8 @@ def train(
 def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tuple[JointModel, TrainingArrays]:
     """The model with its first weights, and the arrays that it trains on."""
     refuse_bad_labels(config, dataset=dataset)
+    if not config.retrieval.in_batch_negatives + config.retrieval.uniform_negatives:
+        raise RecipeError("model.retrieval: no negatives to learn from. Raise in_batch_negatives or uniform_negatives.")
     labels = tuple(label.name for label in config.ranking.labels)
     features = fit_features(config.query, config.candidate, dataset=dataset)
     columns = dataset.labels | {MET: np.full(len(dataset.item), np.nan, np.float32)}
