@@ -7,9 +7,10 @@ one array a column: whole numbers are rows of an embedding table (-1 pads a shor
 import itertools
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,42 +39,42 @@ Inputs = dict[str, NDArray[Any]]
 """Input name -> `[n, ...]` numbers, as the exported towers take them."""
 
 
-class FeatureEncoder(Protocol):
+class FeatureEncoder(ABC):
     """What every kind but the history offers."""
+
+    config: Any
+    """The feature's declaration, of its kind's own class."""
 
     @property
     def key(self) -> str:
         """The name of the tower's input."""
-
-    @property
-    def column(self) -> str:
-        """The column it reads."""
-
-    @property
-    def table_rows(self) -> int | None:
-        """Rows of its embedding table; None where it needs none."""
-
-    def encode(self, values: Any) -> NDArray[Any]:
-        """`[n, ...]` numbers for `n` raw values in a sequence or an array; None is a missing one."""
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs beside the feature's declaration and vocabulary, as JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class VocabularyEncoder:
-    """One value a row, as its place in the vocabulary: kinds `id` and `category`."""
-
-    config: IdFeature | CategoryFeature
-    vocabulary: Vocabulary
-
-    @property
-    def key(self) -> str:
         return f"{self.config.kind}_{self.config.column}"
 
     @property
     def column(self) -> str:
-        return self.config.column
+        """The column it reads."""
+        return str(self.config.column)
+
+    @property
+    def table_rows(self) -> int | None:
+        """Rows of its embedding table; None where it needs none."""
+        return None
+
+    @abstractmethod
+    def encode(self, values: Any) -> NDArray[Any]:
+        """`[n, ...]` numbers for `n` raw values in a sequence or an array; None is a missing one."""
+
+    def state(self) -> dict[str, Any]:
+        """What loading needs beside the feature's declaration and vocabulary, as JSON."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyEncoder(FeatureEncoder):
+    """One value a row, as its place in the vocabulary: kinds `id` and `category`."""
+
+    config: IdFeature | CategoryFeature
+    vocabulary: Vocabulary
 
     @property
     def table_rows(self) -> int | None:
@@ -82,24 +83,13 @@ class VocabularyEncoder:
     def encode(self, values: Any) -> NDArray[np.int32]:
         return self.vocabulary.rows(texts(values))
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class MultiCategoryEncoder:
+class MultiCategoryEncoder(FeatureEncoder):
     """Several values a row, as their places in the vocabulary, padded to one length."""
 
     config: MultiCategoryFeature
     vocabulary: Vocabulary
-
-    @property
-    def key(self) -> str:
-        return f"{self.config.kind}_{self.config.column}"
-
-    @property
-    def column(self) -> str:
-        return self.config.column
 
     @property
     def table_rows(self) -> int | None:
@@ -109,23 +99,12 @@ class MultiCategoryEncoder:
         split = [split_values(value, self.config.separator)[: self.config.length] for value in plain(values)]
         return _pad([self.vocabulary.rows(row) for row in split], self.config.length)
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class TextEncoder:
+class TextEncoder(FeatureEncoder):
     """Hashed word n-grams: the same words give the same rows in every process, and no vocabulary is kept."""
 
     config: TextFeature
-
-    @property
-    def key(self) -> str:
-        return f"{self.config.kind}_{self.config.column}"
-
-    @property
-    def column(self) -> str:
-        return self.config.column
 
     @property
     def table_rows(self) -> int | None:
@@ -140,29 +119,14 @@ class TextEncoder:
         hashed = [zlib.crc32(gram.encode()) % self.config.buckets for gram in grams[: self.config.length]]
         return np.array(hashed, np.int32)
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
 
 @dataclass(frozen=True, slots=True)
-class NumberEncoder:
+class NumberEncoder(FeatureEncoder):
     """`[n, 2]`: the standardised number (0 where missing) and 1 where it is missing."""
 
     config: NumberFeature
     mean: float
     deviation: float
-
-    @property
-    def key(self) -> str:
-        return f"{self.config.kind}_{self.config.column}"
-
-    @property
-    def column(self) -> str:
-        return self.config.column
-
-    @property
-    def table_rows(self) -> int | None:
-        return None
 
     def encode(self, values: Any) -> NDArray[np.float32]:
         number = numbers(values)
@@ -175,7 +139,7 @@ class NumberEncoder:
 
 
 @dataclass(frozen=True, slots=True)
-class TimestampEncoder:
+class TimestampEncoder(FeatureEncoder):
     """`[n, 8]`: sine and cosine of hour, weekday and day of the year, the place within the train part, 1 if missing.
 
     The place within the train part runs from -1 to 1 and stays at 1 for later moments: a model must not extrapolate.
@@ -184,18 +148,6 @@ class TimestampEncoder:
     config: TimestampFeature
     first: float
     last: float
-
-    @property
-    def key(self) -> str:
-        return f"{self.config.kind}_{self.config.column}"
-
-    @property
-    def column(self) -> str:
-        return self.config.column
-
-    @property
-    def table_rows(self) -> int | None:
-        return None
 
     def encode(self, values: Any) -> NDArray[np.float32]:
         second = seconds(values)

@@ -231,8 +231,7 @@ def _fitted(feature: CandidateFeature, values: Any) -> FeatureEncoder:
 
 
 def _describe(encoder: FeatureEncoder) -> dict[str, Any]:
-    config: Any = encoder.config  # type: ignore[attr-defined]  # every encoder but the protocol has one
-    return {"feature": asdict(config), "state": encoder.state()}
+    return {"feature": asdict(encoder.config), "state": encoder.state()}
 
 
 def _restore(entry: Mapping[str, Any], *, folder: Path, tower: str) -> FeatureEncoder:

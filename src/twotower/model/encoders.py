@@ -116,8 +116,7 @@ def table_shapes(features: FittedFeatures) -> dict[str, tuple[int, int]]:
     for tower, encoders in (("query", features.query), ("candidate", features.candidate)):
         for encoder in encoders:
             if encoder.table_rows is not None:
-                config: Any = encoder.config  # type: ignore[attr-defined]  # every encoder has one
-                shapes[table_name(tower, encoder.key)] = (encoder.table_rows, config.dim)
+                shapes[table_name(tower, encoder.key)] = (encoder.table_rows, encoder.config.dim)
     return shapes
 
 
@@ -133,8 +132,7 @@ def lookups(features: FittedFeatures) -> dict[str, dict[str, str]]:
 
 
 def _layer(encoder: FeatureEncoder, tower: str) -> keras.layers.Layer:
-    config = encoder.config  # type: ignore[attr-defined]  # every encoder has one
     if encoder.table_rows is None:
         return NumberPassage(encoder.key)
-    kind = MeanEncoder if isinstance(config, MultiCategoryFeature | TextFeature) else RowEncoder
+    kind = MeanEncoder if isinstance(encoder.config, MultiCategoryFeature | TextFeature) else RowEncoder
     return kind(encoder.key, table_name(tower, encoder.key))

@@ -56,17 +56,19 @@ class ExportedModel:
         """
         try:
             description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
-            raise ArtifactError(f"{directory / DESCRIPTION}: not readable ({fault}). Train the model again.") from fault
-        self.embedding_dim: int = description["embedding_dim"]
-        """Width of what the index compares, the bias among it."""
-        self.item_bias: bool = description["item_bias"]
-        """Whether an embedding's last number is the item's bias."""
-        self.temperature: float = description["temperature"]
-        self.labels: dict[str, str] = description["labels"]
-        """Label -> "regression", "binary" or "listwise", in the order of the head's outputs."""
-        self.order: dict[str, float] = description["order"]
-        """Label -> its weight in the final score; empty where ranking keeps retrieval's order."""
+            self.embedding_dim: int = description["embedding_dim"]
+            """Width of what the index compares, the bias among it."""
+            self.item_bias: bool = description["item_bias"]
+            """Whether an embedding's last number is the item's bias."""
+            self.temperature: float = description["temperature"]
+            self.labels: dict[str, str] = description["labels"]
+            """Label -> "regression", "binary" or "listwise", in the order of the head's outputs."""
+            self.order: dict[str, float] = description["order"]
+            """Label -> its weight in the final score; empty where ranking keeps retrieval's order."""
+        except (OSError, ValueError, LookupError, TypeError) as fault:
+            raise ArtifactError(
+                f"{directory / DESCRIPTION}: not readable ({fault!r}). Train the model again."
+            ) from fault
         self.features = FittedFeatures.load(directory)
         self._query = _session(directory / QUERY_GRAPH, threads=threads)
         self._candidate = _session(directory / CANDIDATE_GRAPH, threads=threads)
