@@ -148,6 +148,7 @@ RATING = LabelConfig(name="rating", kind="regression")
     [
         ({"labels": (LabelConfig(name="clicked", kind="binary"),)}, r"no label 'clicked' \(there are: rating, met\)"),
         ({"labels": (RATING, RATING)}, "'rating' is declared twice"),
+        ({"labels": (replace(RATING, name="retrieval"),)}, "'retrieval' is the name of the first stage"),
         ({"labels": (LabelConfig(name="rating", kind="binary"),)}, "'rating' is binary, but holds values up to 5"),
         ({"labels": (LabelConfig(name="met", kind="regression"),)}, "'met' cannot be regression"),
         ({"labels": (RATING,), "order": {"met": 1.0}}, "'met' is no label of model.ranking.labels"),

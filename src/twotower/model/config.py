@@ -46,6 +46,8 @@ class RetrievalConfig:
     anybody. Embeddings are then free to say by whom."""
 
 
+RETRIEVAL = "retrieval"
+"""The name of stage 1 where losses and orders are told; no label can have it."""
 MET = "met"
 """The label that every interaction has: 1 for what a user met, 0 for a negative drawn beside it."""
 
@@ -75,8 +77,9 @@ class RankingConfig:
     labels: tuple[LabelConfig, ...] = (LabelConfig(name=MET, kind="listwise", weight=0.2),)
     """What is predicted; none leaves retrieval alone."""
     order: dict[str, float] = field(default_factory=dict)
-    """Label -> weight: candidates are ordered by the weighted sum of these labels' logits or predictions. Left empty,
-    by `met` where that is a label, else as retrieval ordered them."""
+    """Label, or `retrieval` -> weight: candidates are ordered by the weighted sum of these labels' logits or
+    predictions and of retrieval's logit. Left empty: `met` 0.25 and `retrieval` 0.75 where `met` is a label, else
+    retrieval alone."""
     layers: tuple[PositiveInt, ...] = (128, 64)
     """Widths of the head's hidden layers."""
     cross_layers: Annotated[int, Ge(0)] = 1
@@ -92,10 +95,14 @@ class RankingConfig:
     """Share of the head's inputs left out at random while training."""
 
     def ordered_by(self) -> dict[str, float]:
-        """Label -> weight in the final score, the default filled in; empty where retrieval's order stands."""
+        """Label or `retrieval` -> weight in the final score, the default filled in.
+
+        Both logits estimate the same order, and their mistakes differ: MovieLens-1M by time, NDCG@10 of 6,000
+        validation queries .1268 by retrieval, .1266 by `met`, .1290 by a quarter of `met`.
+        """
         if self.order or MET not in (label.name for label in self.labels):
-            return self.order
-        return {MET: 1.0}
+            return self.order or {RETRIEVAL: 1.0}
+        return {MET: 0.25, RETRIEVAL: 0.75}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
 from twotower.errors import ArtifactError
+from twotower.model.config import RETRIEVAL
 
 QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH = "query_tower.onnx", "candidate_tower.onnx", "ranking.onnx"
 DESCRIPTION = "model.json"
@@ -64,7 +65,7 @@ class ExportedModel:
             self.labels: dict[str, str] = description["labels"]
             """Label -> "regression", "binary" or "listwise", in the order of the head's outputs."""
             self.order: dict[str, float] = description["order"]
-            """Label -> its weight in the final score; empty where ranking keeps retrieval's order."""
+            """Label, or `retrieval` for stage 1's own logit -> weight in the final score."""
         except (OSError, ValueError, LookupError, TypeError) as fault:
             raise ArtifactError(
                 f"{directory / DESCRIPTION}: not readable ({fault!r}). Train the model again."
@@ -96,20 +97,21 @@ class ExportedModel:
 
         Returns:
             `score` `[B, C]`, by which candidates are ordered, and for each label `[B, C]` the value (regression),
-            probability (binary) or logit (listwise) predicted. Without labels, or without an order, the score is
-            retrieval's.
+            probability (binary) or logit (listwise) predicted.
         """
         size, count, width = candidate.shape
-        if self._ranking is None:
-            return {SCORE: self._similarity(query, candidate)}
-        pairs = {"query": np.repeat(query, count, axis=0), "candidate": candidate.reshape(-1, width)}
-        logits = _run(self._ranking, pairs).reshape(size, count, len(self.labels))
         answer: dict[str, NDArray[np.float32]] = {}
         score = np.zeros((size, count), np.float32)
+        if weight := self.order.get(RETRIEVAL, 0.0):
+            score += np.float32(weight / self.temperature) * self._similarity(query, candidate)
+        if self._ranking is None:
+            return {SCORE: score}
+        pairs = {"query": np.repeat(query, count, axis=0), "candidate": candidate.reshape(-1, width)}
+        logits = _run(self._ranking, pairs).reshape(size, count, len(self.labels))
         for place, (label, kind) in enumerate(self.labels.items()):
             answer[label] = _sigmoid(logits[:, :, place]) if kind == "binary" else logits[:, :, place]
             score += np.float32(self.order.get(label, 0.0)) * logits[:, :, place]
-        return answer | {SCORE: score if self.order else self._similarity(query, candidate)}
+        return answer | {SCORE: score}
 
     def _similarity(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.float32]:
         dim = self.embedding_dim

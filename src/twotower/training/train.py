@@ -18,7 +18,7 @@ from twotower.data.feature_encoders import Inputs
 from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.split import TRAIN, VALIDATION, SplitDataset
 from twotower.errors import RecipeError, TrainingError
-from twotower.model.config import MET, ModelConfig
+from twotower.model.config import MET, RETRIEVAL, ModelConfig
 from twotower.model.joint import JointModel
 from twotower.training.checkpoints import load_checkpoint, save_checkpoint
 from twotower.training.config import TrainConfig
@@ -114,6 +114,8 @@ def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:
     ranking = config.ranking
     names = [label.name for label in ranking.labels]
     where = "model.ranking.labels"
+    if RETRIEVAL in names:
+        raise RecipeError(f"{where}: '{RETRIEVAL}' is the name of the first stage. Rename the column.")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise RecipeError(f"{where}: '{repeated[0]}' is declared twice. Take one of the two out.")
     if missing := [name for name in names if name != MET and name not in dataset.labels]:
@@ -136,7 +138,7 @@ def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:
                     f"{where}: '{label.name}' is binary, but holds values up to {np.nanmax(values):g}. "
                     "Take regression, or make a label of 0 and 1 by prepare.labels."
                 )
-    if unknown := [name for name in ranking.order if name not in names]:
+    if unknown := [name for name in ranking.order if name not in (*names, RETRIEVAL)]:
         raise RecipeError(f"model.ranking.order: '{unknown[0]}' is no label of {where}. Name one of these.")
     if MET in names and config.retrieval.uniform_negatives < ranking.hard_negatives:
         raise RecipeError(
