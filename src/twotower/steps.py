@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,14 @@ def _is_up_to_date(directory: Path, *, step: str, made_from: dict[str, Any]) -> 
 
 
 def _hash_inputs(made_from: dict[str, Any]) -> str:
-    return artifact.hash_json(made_from | {"version": version("twotower")})
+    return artifact.hash_json(made_from | {"version": version("twotower"), "code": _code()})
+
+
+@cache
+def _code() -> str:
+    """A hash of the package's own source: what other code wrote is not up to date."""
+    package = Path(__file__).parent
+    return artifact.hash_json({str(path.relative_to(package)): artifact.sha256(path) for path in package.rglob("*.py")})
 
 
 def _prepare_inputs(recipe: Recipe) -> dict[str, Any]:
