@@ -3,6 +3,7 @@
 No HTTP here. Nothing in a recommender changes once it is made, so any number of threads may call it.
 """
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -132,7 +133,7 @@ class Recommender:
 
     def write_batch(
         self,
-        path: Path,
+        path: str | os.PathLike[str],
         *,
         user_ids: Iterable[Id] | None = None,
         k: int = 10,
@@ -143,15 +144,16 @@ class Recommender:
 
         The file appears when it is complete.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         rows = 0
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            unfinished = Path(folder) / path.name
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            unfinished = Path(folder) / target.name
             with pq.ParquetWriter(unfinished, BATCH_SCHEMA) as writer:
                 for table in self._batches(user_ids, k=k, exclude_seen=exclude_seen, now=now):
                     writer.write_table(table)
                     rows += table.num_rows
-            unfinished.replace(path)
+            unfinished.replace(target)
         return rows
 
     def similar(self, item_id: Id, *, k: int = 10) -> SimilarItems:
