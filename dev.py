@@ -35,6 +35,7 @@ def main() -> int:
         "run": run,
         "test": test,
         "test-slow": test_slow,
+        "test-docker": test_docker,
         "check": check,
         "bench": bench,
         "docs": docs,
@@ -54,8 +55,8 @@ def main() -> int:
 
 
 def run(rest: list[str]) -> int:
-    """The whole path on the embedded data: `twotower run`, with its arguments."""
-    return execute(PYTHON, "-m", "twotower", "run", *rest)
+    """The pipeline on the embedded data: `twotower pipeline run --local`, with its arguments."""
+    return execute(PYTHON, "-m", "twotower", "pipeline", "run", "--local", *rest)
 
 
 def test(rest: list[str]) -> int:
@@ -66,6 +67,11 @@ def test(rest: list[str]) -> int:
 def test_slow(rest: list[str]) -> int:
     """The tests that take minutes, which `test` leaves out."""
     return execute(PYTHON, "-m", "pytest", "-m", "slow", *rest)
+
+
+def test_docker(rest: list[str]) -> int:
+    """The tests that build and run the images; they skip, with the reason, where no Docker engine can be had."""
+    return execute(PYTHON, "-m", "pytest", "-m", "docker", "-rs", *rest)
 
 
 def docs(rest: list[str]) -> int:
@@ -143,10 +149,26 @@ def lock(_: list[str]) -> int:
         venv.create(tools, with_pip=True, clear=True)
         if status := execute(tools / BIN.name / PYTHON.name, *PIP[1:], "uv"):
             return status
-    what = ("pyproject.toml", "--extra", "train", "--extra", "dev", "--upgrade", "--quiet", "--output-file", LOCK)
-    for_all = ("--universal", "--python-version", "3.11", "--fork-strategy", "fewest")
+    for_all = ("--universal", "--python-version", "3.11", "--fork-strategy", "fewest", "--upgrade", "--quiet")
     bare = ("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url")
-    return execute(uv, "pip", "compile", *what, *for_all, *bare)
+    # The images take what the tests ran with: their locks follow from the first.
+    same = ("--constraint", LOCK)
+    build = ROOT / "build" / "build.in"
+    build.write_text("hatchling>=1.27\n", encoding="utf-8")
+    for name, what in (
+        (LOCK.name, _extras("train", "serve", "pipeline", "dev")),
+        ("serve.txt", (*_extras("serve"), *same)),
+        ("pipeline.txt", (*_extras("train", "serve", "pipeline"), *same)),
+        ("build.txt", (build, *same)),
+    ):
+        if status := execute(uv, "pip", "compile", *what, "--output-file", LOCK.with_name(name), *for_all, *bare):
+            return status
+    return 0
+
+
+def _extras(*names: str) -> tuple[str, ...]:
+    """The package with some of its extras, as uv takes it."""
+    return ("pyproject.toml", *(part for name in names for part in ("--extra", name)))
 
 
 def clean(_: list[str]) -> int:

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "time-split": "time_split",
     "eval-speed": "eval_speed",
     "step-growth": "step_growth",
+    "pipeline-overhead": "pipeline_overhead",
 }
 """Name -> module beside this one."""
 

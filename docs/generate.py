@@ -1,4 +1,4 @@
-"""Write docs/recipe.md from the configs themselves: `python dev.py docs`; with --check, only say whether it is current.
+"""Write docs/recipe.md and docs/profile.md from the configs themselves: `python dev.py docs`; --check only compares.
 
 The source is read, not imported: a field's meaning is the string below it, which only the source holds.
 """
@@ -11,9 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "twotower"
-PAGE = ROOT / "docs" / "recipe.md"
 
-HEAD = """# The recipe
+RECIPE_HEAD = """# The recipe
 
 One TOML file describes a run. Every key has a default, so a recipe holds only what differs; an unknown key is refused
 by name. `twotower init` writes one from your own files, and `twotower run RECIPE` goes the whole path with it.
@@ -23,6 +22,18 @@ by name. `twotower init` writes one from your own files, and `twotower run RECIP
 
 *Written by `python dev.py docs` from the configs in the source; a check fails where it is out of date.*
 """
+
+PROFILE_HEAD = """# The profile of a pipeline
+
+Where the pipeline runs and what its tasks may use: one TOML file, given by `--profile` to `twotower pipeline compile`,
+`submit` and `schedule`, and applied when the pipeline is compiled. Every key has a default. `deploy/profiles/kind.toml` is
+the one for the cluster of `twotower cluster up`; [pipeline.md](pipeline.md) tells how it is used.
+
+*Written by `python dev.py docs` from the configs in the source; a check fails where it is out of date.*
+"""
+
+PAGES = {"recipe.md": (RECIPE_HEAD, "Recipe"), "profile.md": (PROFILE_HEAD, "Profile")}
+"""Page -> its head, and the config that it tells."""
 
 BOUNDS = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<=", "MinLen": "at least", "MaxLen": "at most"}
 
@@ -56,15 +67,17 @@ class Source:
 
 
 def main() -> int:
-    """Write or check the page."""
-    page = render(read_source(PACKAGE))
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    print(f"{PAGE.relative_to(ROOT)}: differs from the configs in the source. Run: python dev.py docs", file=sys.stderr)
-    return 1
+    """Write or check the pages."""
+    source = read_source(PACKAGE)
+    status = 0
+    for name, (head, config) in PAGES.items():
+        path, page = ROOT / "docs" / name, render(source, head, config=config)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(page, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != page:
+            print(f"docs/{name}: differs from the configs in the source. Run: python dev.py docs", file=sys.stderr)
+            status = 1
+    return status
 
 
 def read_source(package: Path) -> Source:
@@ -88,9 +101,9 @@ def _is_type(value: ast.expr) -> bool:
     return named or (isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr))
 
 
-def render(source: Source) -> str:
-    """The page: the top-level keys, then a section per table in the order of the data's path."""
-    sections = [HEAD, *_section(source, "Recipe", "Top level", prefix="", told={})]
+def render(source: Source, head: str, *, config: str) -> str:
+    """A page: the top-level keys, then a section per table in the order of the fields."""
+    sections = [head, *_section(source, config, "Top level", prefix="", told={})]
     return "\n".join(sections).rstrip() + "\n"
 
 
@@ -138,7 +151,9 @@ def _title(source: Source, field: Field, path: str, config: str) -> str:
     kind = next(filter(_is_kind, _fields(source.classes[config])), None)
     told_apart = f", kind {_type(source, kind.annotation)}" if kind else ""
     named = ast.unparse(field.annotation).startswith(("dict", "Mapping"))
-    return (f"`[{path}.NAME]`" if named else f"`[[{path}]]`") + told_apart
+    listed = ast.unparse(field.annotation).startswith(("tuple", "list"))
+    alone = f"`[[{path}]]`" if listed or kind else f"`[{path}]`"
+    return (f"`[{path}.NAME]`" if named else alone) + told_apart
 
 
 def _is_kind(field: Field) -> bool:
@@ -202,9 +217,13 @@ def _bound(bound: ast.expr) -> str:
 def _default(source: Source, default: ast.expr | None) -> str:
     if default is None:
         return "required"
+    if "STORE_" in ast.unparse(default):
+        return "that store's"
     if isinstance(default, ast.Call):
         factory = next((word.value for word in default.keywords if word.arg == "default_factory"), default)
         default = factory.body if isinstance(factory, ast.Lambda) else factory
+        if ast.unparse(default).startswith("tagged"):
+            return "by this code"
         return {"dict": "`{}`", "tuple": "`[]`"}.get(ast.unparse(default), f"`{_toml(source, default)}`")
     is_none = isinstance(default, ast.Constant) and default.value is None
     return "not set" if is_none else f"`{_toml(source, default)}`"

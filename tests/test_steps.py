@@ -14,8 +14,8 @@ from twotower.recipe import Recipe
 
 
 def test_a_run_writes_every_directory_and_judges_both_stages(tiny_run: Path) -> None:
-    for kind in steps.KIND_OF.values():
-        verify(tiny_run / kind, kind=kind)
+    for step in steps.VERBS:
+        verify(tiny_run / steps.KIND_OF[step], kind=steps.KIND_OF[step])
     report = json.loads((tiny_run / "bundle" / "report" / "report.json").read_text())
     main = report["protocols"][report["main_protocol"]]["contenders"]
     assert {

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower import artifact
+from twotower.bundle_config import KIND, BundleConfig, bundle_id
 from twotower.data.histories import UserLog
-from twotower.data.schema import STRICT, PositiveInt
 from twotower.data.split import SplitDataset
 from twotower.errors import ArtifactError
 from twotower.index.build import load_index
@@ -35,7 +35,6 @@ from twotower.model.exported import (
     DESCRIPTION as MODEL_DESCRIPTION,
 )
 
-KIND = "bundle"
 DESCRIPTION = "bundle.json"
 EXPORTED = (MODEL_DESCRIPTION, QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH, "features.json")
 """Files of a model directory that answering needs; the weights and the training curve stay behind."""
@@ -45,18 +44,6 @@ EMBEDDED_AT_ONCE = 8192
 """Items that go through the candidate tower together, which bounds memory."""
 ROUNDING = 1e-3
 """Difference between two runs of one model that still counts as none; another model is further off."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleConfig:
-    """What a bundle holds beside the model."""
-
-    __pydantic_config__ = STRICT
-
-    popular_interactions: PositiveInt = 50_000
-    """Latest positive interactions that are counted for the popular fallback. What is popular changes: a window of
-    this size told more about the next interaction than the whole log did (MovieLens-1M by time, NDCG@10 .0220 against
-    .0206)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +91,7 @@ class Bundle:
         log, positive = _load_log(directory / "histories")
         bundle = cls(
             directory=directory,
-            id=f"{metadata['name']}-{artifact.hash_json(manifest['files'])[:12]}",
+            id=bundle_id(manifest),
             metadata=metadata,
             # One thread a call: another gains nothing on a hundred candidates, and spins away half of its core.
             model=ExportedModel(directory / "model", threads=1),

@@ -31,3 +31,15 @@ class RequestError(TwotowerError):
 
 class MissingExtraError(TwotowerError):
     """An optional dependency is not installed; the message names the command that installs it."""
+
+
+class StorageError(TwotowerError):
+    """An address cannot be read or written: nothing there, no right to it, or no such kind of address."""
+
+
+class PipelineError(TwotowerError):
+    """A pipeline cannot be compiled, sent, followed, or has failed."""
+
+
+class ClusterError(TwotowerError):
+    """A cluster, or a tool that talks to one, is not as it has to be."""

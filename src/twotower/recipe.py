@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +17,13 @@ from typing import Annotated, Any
 from annotated_types import Ge, Lt
 from pydantic import TypeAdapter, ValidationError
 
-from twotower.bundle import BundleConfig
-from twotower.data.prepare import PrepareConfig
+from twotower import storage
+from twotower.bundle_config import BundleConfig
+from twotower.data.config import PrepareConfig, SplitConfig
 from twotower.data.schema import STRICT
-from twotower.data.split import SplitConfig
-from twotower.errors import RecipeError
-from twotower.evaluation.evaluate import EvaluateConfig
-from twotower.index.build import IndexConfig
+from twotower.errors import RecipeError, StorageError
+from twotower.evaluation.config import EvaluateConfig, GateConfig
+from twotower.index.config import IndexConfig
 from twotower.model.config import ModelConfig
 from twotower.training.config import TrainConfig
 
@@ -53,6 +54,8 @@ class Recipe:
     """How it is judged."""
     index: IndexConfig = field(default_factory=IndexConfig)
     """How candidates are found."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What a candidate has to show before a pipeline deploys it."""
     bundle: BundleConfig = field(default_factory=BundleConfig)
     """What a server gets."""
 
@@ -66,22 +69,29 @@ def load_recipe(name_or_path: str | Path | None = None, overrides: Mapping[str, 
     """Read a recipe.
 
     Args:
-        name_or_path: A TOML file, or the name of a recipe that comes with the package; None takes `simulated`.
+        name_or_path: A TOML file, its address (`s3://`, `https://`, ...), its text (a line break in it tells), or the
+            name of a recipe that comes with the package; None takes `simulated`.
         overrides: `section.key` -> value, as TOML text or as a Python value.
 
     Raises:
         RecipeError: no such recipe, not TOML, an unknown key, or a value that does not fit.
     """
     where, text = _read(DEFAULT if name_or_path is None else name_or_path)
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as fault:
-        raise RecipeError(f"{where}: not TOML: {fault}.") from fault
+    tree = _parse_toml(text, where=where)
     for key, value in _from_environment().items():
         _override(tree, key.lower().split("__"), value, where=f"{ENVIRONMENT}{key}")
     for dotted, value in (overrides or {}).items():
         _override(tree, dotted.split("."), _value(value), where=dotted)
     return parse_recipe(tree, where=where)
+
+
+def read_recipe(text: str) -> Recipe:
+    """The recipe that `recipe_toml` wrote: complete, so that neither the environment nor defaults change it.
+
+    Raises:
+        RecipeError: not TOML, an unknown key, or a value that does not fit.
+    """
+    return parse_recipe(_parse_toml(text, where="recipe"), where="recipe")
 
 
 def parse_recipe(tree: Mapping[str, Any], *, where: str) -> Recipe:
@@ -114,12 +124,26 @@ def recipe_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe_tree(recipe))
 
 
+def _parse_toml(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise RecipeError(f"{where}: not TOML: {fault}.") from fault
+
+
 def _folder() -> Any:
     return resources.files("twotower") / "recipes"
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
     """Where the recipe stands, and its text."""
+    if "\n" in str(name_or_path):
+        return "recipe", str(name_or_path)
+    if storage.is_address(str(name_or_path)):
+        try:
+            return str(name_or_path), storage.read_bytes(str(name_or_path)).decode("utf-8")
+        except (StorageError, UnicodeDecodeError) as fault:
+            raise RecipeError(f"{name_or_path}: the recipe cannot be read ({fault}).") from fault
     path = Path(name_or_path)
     if len(path.name) < 256 and path.is_file():
         try:
@@ -142,9 +166,10 @@ def _value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return value
+    return value if isinstance(found, date) else found  # No setting is a date; moments are text.
 
 
 def _override(tree: dict[str, Any], keys: list[str], value: Any, *, where: str) -> None:

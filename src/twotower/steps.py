@@ -1,37 +1,39 @@
-"""The path, as functions from directories to directories: prepare, split, train, evaluate, index, bundle.
+"""The path, as functions from directories to directories.
+
+    locate -> fetch -> validate -> prepare -> split -> train -> choose -> champion -> evaluate, index -> gate
+        -> bundle -> smoke_test -> register -> deploy; summarize, however it ended
 
 Each step loads what the one before wrote, calls one function of its room, and saves the result whole or not at all.
-Commands and pipeline components call these and nothing else. `run` goes the whole path, and leaves out what is up to
-date: a directory remembers the hash of all that it was made from.
+Commands and pipeline components call these and nothing else. `run` goes the short path on one machine: prepare, split,
+train, evaluate, index, bundle; it leaves out what is up to date.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twotower import artifact
-from twotower.errors import ArtifactError
+from twotower import artifact, made_from
+from twotower.errors import ArtifactError, DataError, TrainingError
+from twotower.made_from import KIND_OF, writing
 from twotower.recipe import Recipe, recipe_toml
 
+if TYPE_CHECKING:
+    from twotower.evaluation.gate import Verdict
+    from twotower.release.registry import Champion
+    from twotower.release.summary import Outcome
+
 VERBS = ("prepare", "split", "train", "evaluate", "index", "bundle")
-"""The steps in order: the same word in function, command and recipe section."""
-KIND_OF = {
-    "prepare": "prepared",
-    "split": "split",
-    "train": "model",
-    "evaluate": "report",
-    "index": "index",
-    "bundle": "bundle",
-}
-"""Step -> the directory that it writes in a run's directory, and that directory's kind."""
+"""The steps of `run`, in order: the same word in function, command and recipe section."""
+STEPS = (
+    *("locate", "fetch", "validate", "prepare", "split", "train", "choose", "champion", "evaluate", "index", "gate"),
+    *("bundle", "smoke_test", "register", "deploy", "summarize"),
+)
+"""The steps of the pipeline, in order: the same word in function, command and pipeline task."""
 INDEX_SAMPLE = 1_000
 """Test queries by which the index is measured."""
 
@@ -43,31 +45,77 @@ def unwatched(progress: Any) -> None:
     """Say nothing."""
 
 
-def prepare(recipe: Recipe, *, out: Path) -> None:
+def locate(recipe: Recipe, *, data: str = "") -> str:
+    """Which version of the data lies where the recipe, or `data`, says: a hash that changes when the data does."""
+    from twotower.data.located import source_version
+
+    return source_version(recipe.prepare, data, seed=recipe.seed)
+
+
+def fetch(recipe: Recipe, *, data: str = "", out: Path) -> None:
+    """The source, wherever it lies -> its raw tables here; a simulated world is made."""
+    from twotower.data.located import at_address
+    from twotower.data.prepare import fetch
+
+    with at_address(recipe.prepare, data) as config:
+        made = made_from.source(recipe) if not data else {"data": data, "prepare": asdict(recipe.prepare)}
+        with writing(out, step="fetch", made_from=made) as (to, metadata):
+            metadata |= fetch(config, seed=recipe.seed, out=to)
+            if data and config.source == "files":  # Faults name what the user named, not the copy that is gone then.
+                metadata["source"] = data
+
+
+def validate(recipe: Recipe, *, raw: Path | None = None, out: Path) -> None:
+    """Raw tables -> their profile, as a page and as JSON, before anything is trained.
+
+    Raises:
+        DataError: the tables have a fault; the profile, which lists all of them, is written nevertheless.
+    """
+    from twotower.data.profile import profile
+    from twotower.data.profile_page import write_profile
+
+    found = profile(recipe.prepare, seed=recipe.seed, raw_from=raw)
+    with writing(out, step="validate", made_from=made_from.raw_tables(recipe, raw)) as (to, _):
+        write_profile(found, to)
+    if found.faults:
+        more = f" ({len(found.faults)} faults in all; {out / 'profile.html'} lists them)" if found.faults[1:] else ""
+        raise DataError(found.faults[0] + more)
+
+
+def prepare(recipe: Recipe, *, raw: Path | None = None, out: Path) -> None:
     """Raw tables -> prepared tables."""
     from twotower.data.prepare import prepare
 
-    with _writing(out, step="prepare", made_from=_prepare_inputs(recipe)) as (to, metadata):
-        metadata |= prepare(recipe.prepare, seed=recipe.seed, out=to)
+    with writing(out, step="prepare", made_from=made_from.raw_tables(recipe, raw)) as (to, metadata):
+        metadata |= prepare(recipe.prepare, seed=recipe.seed, out=to, raw_from=raw)
 
 
 def split(recipe: Recipe, *, prepared: Path, out: Path) -> None:
     """Prepared tables -> the same with each interaction's part."""
     from twotower.data.split import split
 
-    with _writing(out, step="split", made_from=_split_inputs(recipe, prepared)) as (to, metadata):
+    with writing(out, step="split", made_from=made_from.split(recipe, prepared)) as (to, metadata):
         metadata |= split(recipe.split, seed=recipe.seed, prepared=prepared, out=to)
 
 
-def train(recipe: Recipe, *, split: Path, out: Path, resume: bool = False, watch: Watch = unwatched) -> None:
-    """A split -> the joint model, fitted and exported."""
+def train(
+    recipe: Recipe,
+    *,
+    split: Path,
+    out: Path,
+    resume: bool = False,
+    warm_start: Path | None = None,
+    watch: Watch = unwatched,
+) -> None:
+    """A split -> the joint model, fitted and exported; with `warm_start`, begun where an earlier model ended."""
     from twotower.data.split import load_split
     from twotower.model.export import export_model
     from twotower.training.train import sample_inputs, train
+    from twotower.training.warm_start import save_weights
 
     dataset = load_split(split)
     checkpoint = out.parent / f"{out.name}.checkpoint"
-    with _writing(out, step="train", made_from=_train_inputs(recipe, split)) as (to, metadata):
+    with writing(out, step="train", made_from=made_from.train(recipe, split, warm_start)) as (to, metadata):
         trained = train(
             recipe.train,
             model_config=recipe.model,
@@ -76,16 +124,64 @@ def train(recipe: Recipe, *, split: Path, out: Path, resume: bool = False, watch
             checkpoint=checkpoint,
             resume=resume,
             report=watch,
+            warm_start=warm_start,
         )
         query, candidate = sample_inputs(trained.model.features, dataset)
         export_model(trained.model, to, query_inputs=query, candidate_inputs=candidate)
+        save_weights(trained.model, to)
         (to / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
-        metadata["best_epoch"] = trained.best_epoch
+        (to / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
+        metadata |= {"best_epoch": trained.best_epoch, "metric": recipe.train.metric}
+        metadata["validation"] = trained.history[trained.best_epoch - 1].get(f"validation_{recipe.train.metric}")
+        if trained.carried_over is not None:
+            metadata["carried_over"] = asdict(trained.carried_over)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def evaluate(recipe: Recipe, *, split: Path, model: Path, out: Path, watch: Watch = unwatched) -> None:
-    """A split and a model -> the report: report.json, report.html, card.md."""
+def choose(models: Sequence[Path], *, out: Path) -> str:
+    """Models of several recipes -> a copy of the best one by its validation metric; gives its recipe as TOML.
+
+    Raises:
+        TrainingError: several models that cannot be compared: no validation part, or different metrics.
+    """
+    facts = [artifact.verify(model, kind=KIND_OF["train"])["metadata"] for model in models]
+    if not facts:
+        raise TrainingError("choose: no model was given. Name at least one.")
+    metrics = {fact["metric"] for fact in facts}
+    values = [fact["validation"] for fact in facts]
+    if len(models) > 1 and (len(metrics) > 1 or None in values):
+        raise TrainingError(
+            f"choose: {len(models)} models with {' and '.join(sorted(metrics))} cannot be compared. Give the split a "
+            "validation part, and all variants the same train.metric."
+        )
+    sign = -1 if metrics == {"rmse"} else 1
+    best = (
+        models[max(range(len(models)), key=lambda place: (sign * values[place], -place))] if values[1:] else models[0]
+    )
+    with artifact.write_artifact(
+        out, kind=KIND_OF["train"], metadata=artifact.read_manifest(best, kind="model")["metadata"]
+    ) as to:
+        shutil.copytree(best, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifact.MANIFEST))
+    return (out / "recipe.toml").read_text(encoding="utf-8")
+
+
+def champion(recipe: Recipe, *, registry: str, model: Path) -> str:
+    """The version that a model has to beat, by name; "" where nothing is deployed yet."""
+    from twotower.release.registry import Registry
+
+    return Registry(address=registry, name=recipe.name).rival_of(artifact.fingerprint(model))
+
+
+def evaluate(
+    recipe: Recipe,
+    *,
+    split: Path,
+    model: Path,
+    out: Path,
+    champion: Path | None = None,
+    watch: Watch = unwatched,
+) -> None:
+    """A split and a model -> the report: report.json, report.html, card.md; with the champion's bundle, both judged."""
     from twotower.data.split import load_split
     from twotower.evaluation.evaluate import evaluate
     from twotower.evaluation.model_contender import ModelContender
@@ -94,12 +190,17 @@ def evaluate(recipe: Recipe, *, split: Path, model: Path, out: Path, watch: Watc
 
     dataset = load_split(split)
     artifact.read_manifest(model, kind=KIND_OF["train"])
-    with _writing(out, step="evaluate", made_from=_evaluate_inputs(recipe, split, model)) as (to, _):
-        contender = ModelContender(ExportedModel.load(model), dataset=dataset)
+    if champion is not None:
+        artifact.verify(champion, kind=KIND_OF["bundle"])
+    made = made_from.evaluate(recipe, split, model, champion)
+    with writing(out, step="evaluate", made_from=made) as (to, _):
         report = evaluate(
             recipe.evaluate,
             dataset=dataset,
-            model=contender,
+            model=ModelContender(ExportedModel.load(model), dataset=dataset),
+            champion=None
+            if champion is None
+            else ModelContender(ExportedModel.load(champion / "model"), dataset=dataset),
             seed=recipe.seed,
             progress=lambda what, done, total: watch(f"{what}: {done:,} of {total:,} queries"),
         )
@@ -118,7 +219,7 @@ def index(recipe: Recipe, *, split: Path, model: Path, out: Path) -> None:
 
     dataset = load_split(split)
     artifact.read_manifest(model, kind=KIND_OF["train"])
-    with _writing(out, step="index", made_from=_index_inputs(recipe, split, model)) as (to, metadata):
+    with writing(out, step="index", made_from=made_from.index(recipe, split, model)) as (to, metadata):
         contender = ModelContender(ExportedModel.load(model), dataset=dataset)
         rows = np.flatnonzero(dataset.part == TEST)
         sample = np.random.default_rng(recipe.seed).permutation(rows)[:INDEX_SAMPLE]
@@ -126,16 +227,34 @@ def index(recipe: Recipe, *, split: Path, model: Path, out: Path) -> None:
         metadata |= build_index(recipe.index, embeddings=contender.candidates.embedding, queries=queries, out=to)
 
 
+def gate(recipe: Recipe, *, report: Path, index: Path, champion: str = "", out: Path) -> "Verdict":
+    """A report and an index -> whether the candidate takes the champion's place: gate.json and card.md."""
+    from twotower.evaluation.gate import gate, gate_card
+
+    artifact.verify(report, kind=KIND_OF["evaluate"])
+    facts = artifact.read_manifest(index, kind=KIND_OF["index"])["metadata"]
+    made = made_from.directories(recipe, report=report, index=index)
+    with writing(out, step="gate", made_from=made) as (to, metadata):
+        content = json.loads((report / "report.json").read_text(encoding="utf-8"))
+        verdict = gate(recipe.gate, report=content, index=facts)
+        metadata |= {"promoted": verdict.promoted, "reason": verdict.reason, "champion": champion}
+        (to / "gate.json").write_text(json.dumps(asdict(verdict) | metadata, indent=1), encoding="utf-8")
+        (to / "card.md").write_text(gate_card(verdict, name=recipe.name, champion=champion), encoding="utf-8")
+    return verdict
+
+
 def bundle(recipe: Recipe, *, split: Path, model: Path, index: Path, report: Path, out: Path) -> None:
     """All that answering needs -> one sealed directory; its report also tells what was measured of the index."""
     from twotower.bundle import write_bundle
+    from twotower.bundle_config import MODEL_KEY
     from twotower.data.split import load_split
     from twotower.evaluation.report import write_report
 
     dataset = load_split(split)
     for directory, step in ((model, "train"), (index, "index"), (report, "evaluate")):
         artifact.read_manifest(directory, kind=KIND_OF[step])
-    with _writing(out, step="bundle", made_from=_bundle_inputs(recipe, split, model, index, report)) as (to, metadata):
+    made = made_from.directories(recipe, split=split, model=model, index=index, report=report)
+    with writing(out, step="bundle", made_from=made) as (to, metadata):
         metadata |= write_bundle(
             recipe.bundle,
             name=recipe.name,
@@ -146,10 +265,69 @@ def bundle(recipe: Recipe, *, split: Path, model: Path, index: Path, report: Pat
             candidates=recipe.evaluate.candidates,
             out=to,
         )
+        metadata[MODEL_KEY] = artifact.fingerprint(model)
         content = json.loads((report / "report.json").read_text(encoding="utf-8"))
         content["index"] = artifact.read_manifest(index, kind=KIND_OF["index"])["metadata"]
         (to / "report").mkdir()
         write_report(content, to / "report")
+
+
+def smoke_test(bundle: Path, *, out: Path) -> None:
+    """A bundle -> what a real server, started on it, answered to real questions: smoke.json and card.md.
+
+    Raises:
+        ArtifactError: a question was not answered as it must be; nothing is deployed then.
+    """
+    from twotower.release.smoke import ask_server, smoke_card
+
+    made = {"bundle": artifact.fingerprint(bundle)}
+    with writing(out, step="smoke_test", made_from=made) as (to, metadata):
+        asked = ask_server(bundle)
+        metadata |= {"passed": asked.passed, "ms_per_request": asked.ms_per_request}
+        (to / "smoke.json").write_text(json.dumps(asdict(asked), indent=1), encoding="utf-8")
+        (to / "card.md").write_text(smoke_card(asked), encoding="utf-8")
+    if not asked.passed:
+        raise ArtifactError(f"{bundle}: a server on it fails: {asked.first_fault}. Nothing is deployed.")
+
+
+def register(recipe: Recipe, *, bundle: Path, model: Path, registry: str) -> str:
+    """A bundle, and the model that it was made from -> a version in the registry; gives the version's name."""
+    from twotower.release.registry import Registry
+
+    return Registry(address=registry, name=recipe.name).add(bundle, model=model)
+
+
+def deploy(
+    recipe: Recipe, *, version: str, registry: str, to: str = "", image: str = "", watch: Watch = unwatched
+) -> "Champion":
+    """A registered version -> the one that answers.
+
+    Args:
+        recipe: Names the recommender.
+        version: As `register` gave it.
+        registry: Where it is kept.
+        to: Where it is to answer from: a folder that is replaced as a whole, `kubernetes:NAMESPACE`, or "" for the
+            registry's own record alone.
+        image: The serving image, for Kubernetes.
+        watch: Told how the rollout goes on.
+
+    Raises:
+        ArtifactError: there is no such version.
+        ClusterError: the rollout failed; the version before is back in place, and stays the champion.
+    """
+    from twotower.release.registry import Registry
+    from twotower.release.target import put_in_place
+
+    found = Registry(address=registry, name=recipe.name)
+    put_in_place(found.version_address(version), to, image=image, report=watch)
+    return found.promote(version)
+
+
+def summarize(outcome: "Outcome", *, registry: str, webhook: str = "", out: Path) -> None:
+    """How a run ended -> its summary, summary.json and summary.md, told to a webhook where there is one."""
+    from twotower.release.summary import write_summary
+
+    write_summary(outcome, registry=registry, webhook=webhook, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +341,7 @@ class Ran:
 
 
 def run(recipe: Recipe, *, out: Path, resume: bool = False, watch: Watch = unwatched) -> Iterator[Ran]:
-    """Go the whole path below one directory, step by step; leave out what is up to date.
+    """Go the short path below one directory, step by step; leave out what is up to date.
 
     Args:
         recipe: What to run.
@@ -176,89 +354,30 @@ def run(recipe: Recipe, *, out: Path, resume: bool = False, watch: Watch = unwat
     """
     at = {step: out / KIND_OF[step] for step in VERBS}
     prepared, parts, model, report, found = (at[step] for step in VERBS[:-1])
+    read = {"split": parts, "model": model, "index": found, "report": report}
     calls: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[], None]]] = {
-        "prepare": (lambda: _prepare_inputs(recipe), lambda: prepare(recipe, out=prepared)),
-        "split": (lambda: _split_inputs(recipe, prepared), lambda: split(recipe, prepared=prepared, out=parts)),
+        "prepare": (lambda: made_from.source(recipe), lambda: prepare(recipe, out=prepared)),
+        "split": (lambda: made_from.split(recipe, prepared), lambda: split(recipe, prepared=prepared, out=parts)),
         "train": (
-            lambda: _train_inputs(recipe, parts),
+            lambda: made_from.train(recipe, parts),
             lambda: train(recipe, split=parts, out=model, resume=resume, watch=watch),
         ),
         "evaluate": (
-            lambda: _evaluate_inputs(recipe, parts, model),
+            lambda: made_from.evaluate(recipe, parts, model),
             lambda: evaluate(recipe, split=parts, model=model, out=report, watch=watch),
         ),
         "index": (
-            lambda: _index_inputs(recipe, parts, model),
+            lambda: made_from.index(recipe, parts, model),
             lambda: index(recipe, split=parts, model=model, out=found),
         ),
         "bundle": (
-            lambda: _bundle_inputs(recipe, parts, model, found, report),
+            lambda: made_from.directories(recipe, **read),
             lambda: bundle(recipe, split=parts, model=model, index=found, report=report, out=at["bundle"]),
         ),
     }
     for step in VERBS:
-        made_from, call = calls[step]
-        fresh = not _is_up_to_date(at[step], step=step, made_from=made_from())
+        inputs, call = calls[step]
+        fresh = not made_from.is_up_to_date(at[step], step=step, made_from=inputs())
         if fresh:
             call()
         yield Ran(step, at[step], fresh)
-
-
-@contextmanager
-def _writing(out: Path, *, step: str, made_from: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """An open directory and its metadata; sealed with the hash of what it was made from."""
-    metadata: dict[str, Any] = {}
-    with artifact.write_artifact(out, kind=KIND_OF[step], metadata=metadata) as to:
-        yield to, metadata
-        metadata["made_from"] = _hash_inputs(made_from)
-
-
-def _is_up_to_date(directory: Path, *, step: str, made_from: dict[str, Any]) -> bool:
-    if not (directory / artifact.MANIFEST).is_file():
-        return False
-    try:
-        manifest = artifact.verify(directory, kind=KIND_OF[step])
-    except ArtifactError:
-        return False
-    return bool(manifest["metadata"].get("made_from") == _hash_inputs(made_from))
-
-
-def _hash_inputs(made_from: dict[str, Any]) -> str:
-    return artifact.hash_json(made_from | {"version": version("twotower"), "code": _code()})
-
-
-@cache
-def _code() -> str:
-    """A hash of the package's own source: what other code wrote is not up to date."""
-    package = Path(__file__).parent
-    return artifact.hash_json({str(path.relative_to(package)): artifact.sha256(path) for path in package.rglob("*.py")})
-
-
-def _prepare_inputs(recipe: Recipe) -> dict[str, Any]:
-    from twotower.data.fingerprint import fingerprint_source
-
-    return {"prepare": asdict(recipe.prepare), "seed": recipe.seed, "source": fingerprint_source(recipe.prepare)}
-
-
-def _split_inputs(recipe: Recipe, prepared: Path) -> dict[str, Any]:
-    return {"split": asdict(recipe.split), "seed": recipe.seed, "prepared": artifact.fingerprint(prepared)}
-
-
-def _train_inputs(recipe: Recipe, split: Path) -> dict[str, Any]:
-    settings = {"train": asdict(recipe.train), "model": asdict(recipe.model), "seed": recipe.seed}
-    return settings | {"split": artifact.fingerprint(split)}
-
-
-def _evaluate_inputs(recipe: Recipe, split: Path, model: Path) -> dict[str, Any]:
-    settings = {"evaluate": asdict(recipe.evaluate), "seed": recipe.seed, "name": recipe.name}
-    return settings | {"split": artifact.fingerprint(split), "model": artifact.fingerprint(model)}
-
-
-def _index_inputs(recipe: Recipe, split: Path, model: Path) -> dict[str, Any]:
-    settings = {"index": asdict(recipe.index), "seed": recipe.seed}
-    return settings | {"split": artifact.fingerprint(split), "model": artifact.fingerprint(model)}
-
-
-def _bundle_inputs(recipe: Recipe, split: Path, model: Path, index: Path, report: Path) -> dict[str, Any]:
-    directories = {"split": split, "model": model, "index": index, "report": report}
-    return {"recipe": asdict(recipe)} | {name: artifact.fingerprint(path) for name, path in directories.items()}

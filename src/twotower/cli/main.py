@@ -9,23 +9,30 @@ from typing import Any
 
 import click
 
-from twotower.cli import answers, init, run, steps, validate
+from twotower.cli import answers, cluster, init, pipeline, release, run, serve, steps, validate
 from twotower.errors import MissingExtraError, TwotowerError
 
 EXTRA_OF = {
     "altair": "train",
+    "docker": "pipeline",
     "duckdb": "train",
+    "fastapi": "serve",
     "ibis": "train",
     "jax": "train",
     "jax2onnx": "train",
     "jinja2": "train",
     "keras": "train",
     "keras_rs": "train",
+    "kfp": "pipeline",
+    "kfp_server_api": "pipeline",
+    "kubernetes": "pipeline",
     "onnx": "train",
     "scipy": "train",
     "threadpoolctl": "train",
     "tomli_w": "train",
+    "uvicorn": "serve",
     "vl_convert": "train",
+    "yaml": "pipeline",
 }
 """Which extra of ours installs a module that the light core does without."""
 
@@ -85,15 +92,28 @@ def main() -> None:
 
 for command in (
     init.init,
-    validate.validate,
     run.run,
+    pipeline.pipeline,
+    cluster.cluster,
+    answers.recommend,
+    answers.similar,
+    serve.serve,
+    steps.locate,
+    steps.fetch,
+    validate.validate,
     steps.prepare,
     steps.split,
     steps.train,
+    steps.choose,
+    steps.champion,
     steps.evaluate,
     steps.index,
+    steps.gate,
     steps.bundle,
-    answers.recommend,
-    answers.similar,
+    steps.smoke_test,
+    release.register,
+    release.deploy,
+    release.rollback,
+    release.summarize,
 ):
     main.add_command(command)

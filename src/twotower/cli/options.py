@@ -19,9 +19,35 @@ def directory(flag: str, text: str) -> Callable[[Command], Command]:
     return click.option(flag, required=True, type=kind, metavar="DIR", help=text)
 
 
+def optional_directory(flag: str, text: str) -> Callable[[Command], Command]:
+    """A directory that an earlier step may have written."""
+    kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.option(flag, type=kind, metavar="DIR", help=text)
+
+
+def data_option(command: Command) -> Command:
+    """Where the data lies, in place of the recipe's own word for it."""
+    text = "Where the data lies, if not where the recipe says: a folder, a file, a .zip; also s3://, gs://, https://."
+    return click.option("--data", default="", metavar="ADDRESS", help=text)(command)
+
+
+def registry_option(command: Command) -> Command:
+    """The folder or object store that keeps the versions."""
+    text = "Where versions are kept: a folder, s3://... or gs://..."
+    return click.option("--registry", required=True, metavar="ADDRESS", help=text)(command)
+
+
 def out(text: str) -> Callable[[Command], Command]:
     """The directory that the command writes; one that is there is replaced when the new one is complete."""
     return click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help=text)
+
+
+def pair(text: str, *, option: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`, as an option was given it."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE, as in train.epochs=3.", param_hint=option)
+    return name.strip(), value
 
 
 def recipe_options(command: Command) -> Command:
@@ -44,10 +70,7 @@ def recipe_options(command: Command) -> Command:
 def _chosen_recipe(recipe: str | None, *, overrides: tuple[str, ...], data_dir: str | None) -> "Recipe":
     from twotower.recipe import load_recipe
 
-    for override in overrides:
-        if "=" not in override:
-            raise click.BadParameter(f"{override!r} is not KEY=VALUE, as in train.epochs=3.", param_hint="--set")
-    settings = dict(override.split("=", 1) for override in overrides)
+    settings = dict(pair(override, option="--set") for override in overrides)
     if data_dir is not None:
         settings["prepare.data_dir"] = data_dir
     return load_recipe(recipe, settings)

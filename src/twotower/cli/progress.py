@@ -50,22 +50,12 @@ class _Bar:
         if isinstance(progress, str):
             self._bar.update(self._task, description=progress, total=None, visible=bool(progress))
             return
-        short = f"{_speed(progress)}  loss {progress.losses['loss']:.3f}"
+        short = f"{progress.speed()}  loss {progress.losses['loss']:.3f}"
         self._bar.update(self._task, description=short, completed=progress.step, total=progress.steps, visible=True)
         if progress.validation is not None:
-            self._bar.console.print(_epoch_line(progress), highlight=False, markup=False)
+            self._bar.console.print(progress.line(), highlight=False, markup=False)
 
 
 def _tell_epoch(progress: "TrainProgress | str") -> None:
     if not isinstance(progress, str) and progress.validation is not None:
-        tell(_epoch_line(progress))
-
-
-def _speed(progress: "TrainProgress") -> str:
-    return f"epoch {progress.epoch}/{progress.epochs}  {progress.examples_per_second:,.0f} examples/s"
-
-
-def _epoch_line(progress: "TrainProgress") -> str:
-    """Epoch, speed, losses and validation in one line."""
-    measured = {**progress.losses, **(progress.validation or {})}
-    return "  ".join([_speed(progress), *(f"{name} {value:.4f}" for name, value in measured.items())])
+        tell(progress.line())

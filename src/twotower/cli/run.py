@@ -5,8 +5,9 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -50,21 +51,29 @@ def run(recipe: "Recipe", out: Path | None, resume: bool) -> None:
 
 def _show(out: Path) -> None:
     """The measured table, one user's answer, and the next commands."""
-    import twotower
-    from twotower.cli.tables import print_recommendation, print_report
+    from twotower.cli.tables import print_report
 
     bundle = out / "bundle"
     report = json.loads((bundle / "report" / "report.json").read_text(encoding="utf-8"))
     print_report(report)
+    show_answer(bundle, report, count=SHOWN)
+    click.echo(f"Report:  {bundle / 'report' / 'report.html'}")
+
+
+def show_answer(bundle: Path, report: Mapping[str, Any], *, count: int) -> None:
+    """What a bundle answers to one of the report's users, and the commands that ask it."""
+    import twotower
+    from twotower.cli.tables import print_recommendation
+
     user = report["examples"][0]["user_id"] if report["examples"] else None
-    answer = twotower.load(bundle).recommend(user, k=SHOWN)
+    answer = twotower.load(bundle).recommend(user, k=count)
     print_recommendation(answer, title=f"Recommendations for {'anybody' if user is None else f'user {user}'}")
     met = [item.item_id for item in answer.items[:3]]
     program = _program()
-    click.echo(f"Report:  {bundle / 'report' / 'report.html'}")
-    click.echo(f"Ask it:  {program} recommend {bundle} --user {user or 'ID'} -k {SHOWN}")
+    click.echo(f"Ask it:  {program} recommend {bundle} --user {user or 'ID'} -k {count}")
     click.echo(f"         {program} recommend {bundle} --history {','.join(met)}")
     click.echo(f"         {program} similar {bundle} --item {met[0] if met else 'ID'}")
+    click.echo(f"Serve:   {program} serve {bundle}")
 
 
 def _program() -> str:

@@ -1,10 +1,10 @@
 """Raw tables -> numbered arrays.
 
-In reading order: `sources/` (where tables come from), `fingerprint.py` (whether
-they changed), `tables.py` (how ours are called), `database.py` (the DuckDB session), `interactions.py` and
-`features.py` (the tables and their checks), `prepare.py` (types, duplicates, minimum counts, positives), `split.py`
-(train, validation, test), `profile.py` (what `twotower validate` tells), `schema.py` (which column feeds which tower),
-`vocabulary.py` (id <-> row), `feature_encoders.py` and
-`fitted_features.py` (columns -> arrays), `histories.py` (who met what before when),
-`batches.py` (training batches).
+In reading order: `config.py` (what the recipe says), `sources/` (where tables come from), `tables.py` (how ours are
+called), `database.py` (the DuckDB session), `interactions.py` and `features.py` (the tables and their checks), `raw.py`
+(a source's tables, kept as they were), `prepare.py` (types, duplicates, minimum counts, positives), `fingerprint.py`
+and `located.py` (which data lies where, and whether it changed), `split.py` (train, validation, test), `profile.py` and
+`profile_page.py` (what `twotower validate` tells), `schema.py` (which column feeds which tower), `vocabulary.py`
+(id <-> row), `feature_encoders.py` and `fitted_features.py` (columns -> arrays), `histories.py` (who met what before
+when), `batches.py` (training batches).
 """

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from twotower.artifact import sha256
-from twotower.data.prepare import PrepareConfig
-from twotower.data.sources.files import FilesConfig
+from twotower.data.config import FilesConfig, PrepareConfig
 from twotower.data.sources.movielens import FOLDERS, find_folder
 
 _LITERAL = re.compile(r"'((?:[^']|'')+)'")

@@ -6,16 +6,14 @@ and `find_faults` tells, one line each, what cannot be used.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import ibis
 import ibis.expr.types as ir
 
+from twotower.data.config import TimestampFormat
 from twotower.data.database import Database
 from twotower.data.tables import INPUT_ROW
 from twotower.errors import DataError
-
-TimestampFormat = Literal["auto", "s", "ms", "us", "iso"]
 
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _EARLIEST_US, _LATEST_US = -2_208_988_800_000_000, 7_258_118_400_000_000  # The years 1900 and 2200.

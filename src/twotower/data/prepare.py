@@ -5,76 +5,48 @@ Written in Ibis expressions; `database.py` runs them on DuckDB.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-from annotated_types import Ge
 
 from twotower.data import features, interactions
+from twotower.data.config import PrepareConfig
 from twotower.data.database import Database, faults_told, open_database, quote
 from twotower.data.interactions import RawData
-from twotower.data.schema import STRICT
-from twotower.data.sources.files import FilesConfig, read_files
+from twotower.data.raw import read_raw, write_raw
+from twotower.data.sources.files import read_files
 from twotower.data.sources.movielens import read_movielens
-from twotower.data.sources.simulated import SimulatedConfig
 from twotower.data.sources.simulated_log import read_simulated
 from twotower.data.tables import GIVEN_PART, INPUT_ROW, INTERACTIONS, ITEMS, USERS, write_table
 from twotower.errors import DataError, RecipeError
 
-Source = Literal[
-    "simulated",
-    "files",
-    "movielens-100k",
-    "movielens-1m",
-    "movielens-latest-small",
-    "movielens-20m",
-    "movielens-32m",
-]
+
+def fetch(config: PrepareConfig, *, seed: int, out: Path) -> dict[str, Any]:
+    """Write the source's tables as they are, so that nothing after this needs the source.
+
+    Args:
+        seed: For the simulated world, where it has none of its own.
+        out: An open directory for the tables, and `world.npz` where the world is simulated.
+
+    Returns: what `read_raw` needs besides.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    with open_database() as database:
+        return write_raw(database, read_source(database, config, seed=seed, out=out), out=out)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareConfig:
-    """Which interactions to learn from, and what each of them means."""
-
-    __pydantic_config__ = STRICT
-
-    source: Source = "simulated"
-    """Where the tables come from; `files` and `simulated` have a section of their own below."""
-    data_dir: str | None = None
-    """Folder of your files, or of the MovieLens sets: by default `TWOTOWER_DATA`, else a cache in the home folder."""
-    item_key: str = "item_id"
-    """Column of the items table that names an item; with `title`, films of one title are one item."""
-    filter: str = "true"
-    """SQL condition over the interactions' columns; the others are dropped."""
-    unknown_items: Literal["error", "drop", "keep"] = "error"
-    """What to do with interactions whose item is not in the items table."""
-    missing_labels: Literal["error", "keep"] = "error"
-    """`keep`: an interaction without a label stays, and teaches only what it has."""
-    duplicates: Literal["keep", "keep_first", "keep_last", "error"] = "keep"
-    """What to do where a user meets an item again."""
-    min_user_interactions: Annotated[int, Ge(0)] = 0
-    """Users with fewer are dropped, together with the next setting until nothing changes."""
-    min_item_interactions: Annotated[int, Ge(0)] = 0
-    """Items with fewer are dropped; from 1 on, those that nobody met leave the catalogue too."""
-    labels: dict[str, str] = field(default_factory=dict)
-    """Further labels: name -> SQL expression over the columns, e.g. `liked = "rating >= 4"`."""
-    positives: str = "true"
-    """SQL condition: the interactions that retrieval should bring, e.g. `rating >= 4`."""
-    files: FilesConfig = field(default_factory=FilesConfig)
-    """Used with source = "files"."""
-    simulated: SimulatedConfig = field(default_factory=SimulatedConfig)
-    """Used with source = "simulated"."""
-
-
-def prepare(config: PrepareConfig, *, seed: int, out: Path) -> dict[str, Any]:
+def prepare(config: PrepareConfig, *, seed: int, out: Path, raw_from: Path | None = None) -> dict[str, Any]:
     """Write the tables that everything after this reads: interactions in order of time, users, items.
 
     Args:
         seed: For the simulated world, where it has none of its own.
+        raw_from: What `fetch` wrote; without, the recipe's source is read.
         out: An open directory; gets `interactions.parquet`, `users.parquet`, `items.parquet`, and `world.npz` where
             the world is simulated.
 
@@ -84,7 +56,7 @@ def prepare(config: PrepareConfig, *, seed: int, out: Path) -> dict[str, Any]:
         DataError: the tables do not hold what the recipe says, or nothing is left of them.
     """
     with open_database() as database:
-        raw = read_source(database, config, seed=seed, out=out)
+        raw = open_raw(database, config, seed=seed, out=out, raw_from=raw_from)
         for fault in find_faults(database, raw, config):
             raise DataError(fault)
         dropped = select(database, raw, config)
@@ -97,6 +69,13 @@ def prepare(config: PrepareConfig, *, seed: int, out: Path) -> dict[str, Any]:
         "title_column": raw.title_column,
         "counts": {**counts, "dropped": dropped},
     }
+
+
+def open_raw(database: Database, config: PrepareConfig, *, seed: int, out: Path, raw_from: Path | None) -> RawData:
+    """The raw tables, from a directory of them or from the source."""
+    if raw_from is None:
+        return read_source(database, config, seed=seed, out=out)
+    return read_raw(database, raw_from, out=out)
 
 
 def read_source(database: Database, config: PrepareConfig, *, seed: int, out: Path) -> RawData:
@@ -161,6 +140,8 @@ Step = Callable[[ir.Table], ir.Table]
 
 def _steps(database: Database, raw: RawData, config: PrepareConfig) -> Iterator[tuple[str, Step]]:
     """The settings that drop interactions, each with what it does, in order."""
+    if config.until or config.window_days:
+        yield "prepare.until, window_days", partial(_within, database, config=config)
     if config.filter != "true":
         yield "prepare.filter", partial(_filter, database, condition=config.filter)
     if raw.items is not None and config.unknown_items == "drop":
@@ -170,6 +151,30 @@ def _steps(database: Database, raw: RawData, config: PrepareConfig) -> Iterator[
     fewest = {"users": config.min_user_interactions, "items": config.min_item_interactions}
     if max(fewest.values()) > 1:
         yield "prepare.min_user_interactions, min_item_interactions", partial(keep_core, database, **fewest)
+
+
+def _within(database: Database, table: ir.Table, *, config: PrepareConfig) -> ir.Table:
+    """The interactions of the window that the recipe names.
+
+    Raises:
+        RecipeError: `until` is no moment.
+    """
+    if config.until:
+        try:
+            end = datetime.fromisoformat(config.until)
+            end = end.astimezone(UTC).replace(tzinfo=None) if end.tzinfo else end
+        except (ValueError, OverflowError) as fault:
+            raise RecipeError(f"prepare.until = {config.until!r}: no moment. Write it as 2026-11-01.") from fault
+        table = table.filter(table["timestamp"] < ibis.timestamp(end))
+    else:
+        (end,) = database.rows(table.aggregate(last=table["timestamp"].max()))[0]
+    if not config.window_days or end is None:
+        return table
+    try:
+        begin = end - timedelta(days=config.window_days)
+    except OverflowError:  # The window begins before the year 1.
+        return table
+    return table.filter(table["timestamp"] >= ibis.timestamp(begin))
 
 
 def _filter(database: Database, table: ir.Table, *, condition: str) -> ir.Table:

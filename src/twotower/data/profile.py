@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import ibis.expr.types as ir
@@ -10,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.data import prepare as preparation
+from twotower.data.config import PrepareConfig
 from twotower.data.database import Database, open_database
 from twotower.data.interactions import RawData
-from twotower.data.prepare import PrepareConfig
 from twotower.data.tables import INPUT_ROW
 from twotower.errors import TwotowerError
+
+SPANS = 20
+"""Parts of the log's span in which interactions are counted."""
+FEW_VALUES = 20
+"""A label with more distinct values is no scale whose values are counted one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +34,15 @@ class Profile:
     """`table.column` -> share of rows without a value, of the columns that have gaps."""
     faults: tuple[str, ...]
     """One line each: where, what, what to do."""
+    counts: dict[str, list[tuple[str, int]]]
+    """What is counted -> value and number of interactions: over time, and of each label with few values."""
 
     def lines(self) -> Iterator[str]:
         """The profile as text."""
         yield f"source: {self.source}"
         width = max((len(name) for name in (*self.figures, *self.missing)), default=0)
         for name, value in self.figures.items():
-            yield f"{name:<{width}}  {_shown(value)}"
+            yield f"{name:<{width}}  {shown(value)}"
         if self.missing:
             yield "missing values:"
             yield from (f"{name:<{width}}  {share:.1%}" for name, share in self.missing.items())
@@ -42,18 +50,19 @@ class Profile:
         yield from self.faults
 
 
-def profile(config: PrepareConfig, *, seed: int = 0) -> Profile:
+def profile(config: PrepareConfig, *, seed: int = 0, raw_from: Path | None = None) -> Profile:
     """Look through the recipe's source without writing anything; faults are told, not raised.
 
     Args:
         config: As `prepare` reads it.
         seed: For the simulated world, where it has none of its own.
+        raw_from: What `fetch` wrote; without, the recipe's source is read.
     """
     with tempfile.TemporaryDirectory(prefix="twotower-") as scratch, open_database() as database:
         try:
-            raw = preparation.read_source(database, config, seed=seed, out=Path(scratch))
+            raw = preparation.open_raw(database, config, seed=seed, out=Path(scratch), raw_from=raw_from)
         except TwotowerError as fault:
-            return Profile(source=config.source, figures={}, missing={}, faults=(str(fault),))
+            return Profile(source=config.source, figures={}, missing={}, faults=(str(fault),), counts={})
         faults = list(preparation.find_faults(database, raw, config))
         missing = dict(_missing(database, raw))
         if not faults:
@@ -62,7 +71,8 @@ def profile(config: PrepareConfig, *, seed: int = 0) -> Profile:
             except TwotowerError as fault:
                 faults.append(str(fault))
         figures = {} if faults else _figures(database, raw)
-        return Profile(source=raw.name, figures=figures, missing=missing, faults=tuple(faults))
+        counts = {} if faults else dict(_value_counts(database, raw))
+        return Profile(source=raw.name, figures=figures, missing=missing, faults=tuple(faults), counts=counts)
 
 
 def _figures(database: Database, raw: RawData) -> dict[str, float | int | str]:
@@ -131,6 +141,24 @@ def _label(database: Database, table: ir.Table, name: str) -> dict[str, float]:
     return dict(zip(("least", "mean", "most"), database.rows(summary)[0], strict=True))
 
 
+def _value_counts(database: Database, raw: RawData) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Interactions over the log's span in equal parts, and by value of each label that has few values."""
+    table = database.table("interactions")
+    first, last = database.rows(table.aggregate(first=table["timestamp"].min(), last=table["timestamp"].max()))[0]
+    width = max((last - first) / SPANS, timedelta(microseconds=1))
+    seconds = database.batches(table.select("timestamp")).read_all()["timestamp"].to_numpy()
+    edges = np.array([first + width * place for place in range(SPANS)], "datetime64[us]")
+    found = np.searchsorted(edges, seconds.astype("datetime64[us]"), side="right") - 1
+    counts = np.bincount(found, minlength=SPANS)
+    days = [f"{first + width * place:%Y-%m-%d}" for place in range(SPANS)]
+    yield "Interactions over time", list(zip(days, counts.tolist(), strict=True))
+    for name in raw.labels:
+        grouped = table.group_by(name).aggregate(met=table.count()).order_by(name)
+        rows = database.rows(grouped.limit(FEW_VALUES + 1))
+        if len(rows) <= FEW_VALUES:
+            yield f"Interactions by {name}", [("missing" if value is None else f"{value:g}", n) for value, n in rows]
+
+
 def _missing(database: Database, raw: RawData) -> Iterator[tuple[str, float]]:
     """The columns with gaps."""
     for name, table in (("interactions", raw.interactions), ("users", raw.users), ("items", raw.items)):
@@ -145,7 +173,8 @@ def _missing(database: Database, raw: RawData) -> Iterator[tuple[str, float]]:
         yield from ((f"{name}.{column}", count / rows) for column, count in zip(columns, counts, strict=True) if count)
 
 
-def _shown(value: float | int | str) -> str:
+def shown(value: float | int | str) -> str:
+    """A figure as a reader takes it in."""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -8,18 +8,17 @@ interactions: only for comparison with tutorials that do so. `given` takes the p
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from twotower.artifact import verify
+from twotower.data.config import SplitConfig
 from twotower.data.histories import UserLog
-from twotower.data.schema import STRICT
 from twotower.data.tables import GIVEN_PART, INTERACTIONS, ITEMS, PART, USERS, WORLD
 from twotower.errors import DataError, RecipeError
 
@@ -28,20 +27,6 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 _T = TypeVar("_T", bound=np.generic)
 
 _DEFAULT_TEST, _DEFAULT_VALIDATION = 0.1, 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitConfig:
-    """What training may learn from, what stops it, and what judges it."""
-
-    __pydantic_config__ = STRICT
-
-    protocol: Literal["time", "last_out", "random", "given"] = "time"
-    """Cut the log at an instant, take each user's last positive, draw by chance, or as the files say."""
-    test: Annotated[float, Gt(0), Lt(1)] | None = None
-    """Share of all interactions, 0.1 by default; for `time` (the latest ones) and `random` only."""
-    validation: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Share of all interactions, 0.05 by default; not for `last_out`, which takes each user's last but one."""
 
 
 def split(config: SplitConfig, *, seed: int, prepared: Path, out: Path) -> dict[str, Any]:

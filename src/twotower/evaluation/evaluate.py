@@ -6,65 +6,28 @@ becomes one report), `report` (how it is shown).
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-from annotated_types import Ge, Gt, Len
 from numpy.typing import NDArray
 
-from twotower.data.schema import STRICT, PositiveInt
 from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 from twotower.errors import DataError
 from twotower.evaluation import baselines, metrics
 from twotower.evaluation.bootstrap import resample_users
+from twotower.evaluation.config import EvaluateConfig
 from twotower.evaluation.contenders import Contender, Oracle, TwoStageContender
 from twotower.evaluation.contest import Arena, Outcome, Progress, run, run_two_stage
 from twotower.evaluation.examples import examples
 from twotower.evaluation.labels import evaluate_labels
+from twotower.evaluation.names import CHAMPION
 from twotower.evaluation.queries import Queries, seen_pairs, static, successive
 from twotower.evaluation.segments import Segment, segments
 
 FORMAT_VERSION = 1
-Baseline = Literal["popularity", "recent_popularity", "item_knn", "ease"]
 TUNING_QUERIES = 20_000
 """Validation queries that choose the window of recent popularity: enough to tell windows apart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
-    """How a model is judged."""
-
-    __pydantic_config__ = STRICT
-
-    ks: Annotated[tuple[PositiveInt, ...], Len(1)] = (1, 5, 10, 20, 50, 100)
-    """Cut-offs of the metrics. NDCG at 10 (or at the first of them, where 10 is none) and recall at the last lead."""
-    exclude_seen: bool = True
-    """Leave out what the user had met before the moment of asking, as a server does. TFRS leaves nothing out."""
-    candidates: PositiveInt = 100
-    """Items that retrieval hands to ranking."""
-    max_queries: Annotated[int, Ge(0)] = 0
-    """Queries per protocol at most, drawn at random where there are more; 0 asks all."""
-    bootstrap: Annotated[int, Ge(0)] = 1000
-    """Resamples of the users behind the confidence intervals; 0 for none."""
-    baselines: tuple[Baseline, ...] = ("popularity", "recent_popularity", "item_knn", "ease")
-    """What the model is measured against."""
-    recent_windows: Annotated[tuple[PositiveInt, ...], Len(1)] = (1_000, 5_000, 20_000, 50_000, 100_000, 300_000)
-    """Interactions that recent popularity may look back; the validation part chooses one."""
-    knn_neighbours: PositiveInt = 200
-    """Nearest items that count for item-kNN."""
-    knn_shrinkage: Annotated[float, Ge(0)] = 10.0
-    """Pulls the similarity of items that few users met towards 0."""
-    ease_l2: Annotated[float, Gt(0)] = 500.0
-    """Ridge penalty of EASE."""
-    ease_max_items: PositiveInt = 10_000
-    """Above this catalogue EASE is left out: it inverts a matrix of items by items."""
-    scores_in_memory: PositiveInt = 8_000_000
-    """Scores held at a time: bounds the memory, not the result."""
-    list_length: PositiveInt = 10
-    """Items of the lists whose coverage, novelty and lean are measured."""
-    examples: Annotated[int, Ge(0)] = 4
-    """Users shown in the report."""
 
 
 def evaluate(
@@ -73,11 +36,13 @@ def evaluate(
     dataset: SplitDataset,
     model: TwoStageContender,
     seed: int,
+    champion: TwoStageContender | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge a model on the test part beside the baselines: the content of `report.json`.
 
     Args:
+        champion: The model that answers users now, to be asked the same.
         progress: Told what is being worked on, how many queries are done, and of how many.
 
     Raises:
@@ -97,7 +62,16 @@ def evaluate(
     )
     rivals, notes = _rivals(config, dataset, arena=arena, seed=seed)
     protocols = {
-        name: _protocol(config, dataset, queries=queries, model=model, rivals=rivals[name], arena=arena, seed=seed)
+        name: _protocol(
+            config,
+            dataset,
+            queries=queries,
+            model=model,
+            champion=champion,
+            rivals=rivals[name],
+            arena=arena,
+            seed=seed,
+        )
         for name, queries in _asked(dataset).items()
     }
     main = next(iter(protocols))
@@ -197,6 +171,7 @@ def _protocol(
     *,
     queries: Queries,
     model: TwoStageContender,
+    champion: TwoStageContender | None,
     rivals: list[Contender],
     arena: Arena,
     seed: int,
@@ -209,6 +184,8 @@ def _protocol(
         raise DataError("evaluate: every test item had been seen before. Set evaluate.exclude_seen = false.")
     parts = segments(dataset, queries)
     outcomes = run_two_stage(model, queries, arena=arena)
+    if champion is not None:
+        outcomes[CHAMPION] = run_two_stage(champion, queries, arena=arena)["two_stage"]
     for rival in rivals:
         outcomes[rival.name] = run(rival, queries, arena=arena)
     popularity = baselines.train_popularity(dataset)
@@ -256,7 +233,8 @@ class _Judged:
     def compare(self, user: NDArray[np.int32], *, resamples: int, seed: int) -> dict[str, Any]:
         """Intervals of the leading metrics, the best baselines, differences, the share of the best possible."""
         names = list(dict.fromkeys(name for name, _ in self.per_query))
-        rivals = [name for name in names if name not in ("retrieval", "two_stage", "ceiling", "oracle")]
+        rivals = [name for name in names if name not in ("retrieval", "two_stage", "ceiling", "oracle", CHAMPION)]
+        others = [*rivals, *([CHAMPION] if CHAMPION in names else [])]
         means = {key: float(values.mean()) for key, values in self.per_query.items()}
         best = {metric: max(rivals, key=lambda name: means[name, metric]) for metric in self.lead} if rivals else {}
         found: dict[str, Any] = {"best_baseline": best, "intervals": {}, "differences": []}
@@ -266,7 +244,7 @@ class _Judged:
                 for name in names
                 if name not in ("oracle", "ceiling")
             }
-        pairs = [(metric, one, other) for metric in self.lead for one, other in _pairs(best.get(metric))]
+        pairs = [(metric, one, other) for metric in self.lead for one, other in _pairs(best.get(metric), others)]
         found["differences"] = [
             {"metric": metric, "of": one, "minus": other, "value": means[one, metric] - means[other, metric]}
             for metric, one, other in pairs
@@ -301,11 +279,11 @@ def _lead_k(ks: tuple[int, ...]) -> int:
     return 10 if 10 in ks else min(ks)
 
 
-def _pairs(best: str | None) -> Iterator[tuple[str, str]]:
-    """Which contenders a reader wants to see apart."""
+def _pairs(best: str | None, others: list[str]) -> Iterator[tuple[str, str]]:
+    """Which contenders a reader, or the gate, wants to see apart."""
     yield "two_stage", "retrieval"
+    yield from (("two_stage", other) for other in others)
     if best is not None:
-        yield "two_stage", best
         yield "retrieval", best
 
 

@@ -112,12 +112,29 @@ def _judge(
         "baselines": _baselines(dataset, values, kind=kind, train=train, rows=rows),
         "calibration": curve,
         "calibration_error": metrics.calibration_error(curve),
+        "as_classifier": _as_classifier(predicted, actual, label=label, kind=kind, train=values[train]),
         "segments": _segments(dataset, predicted, actual=actual, rows=rows, measure=measure),
     }
     if resamples and kind == "regression":
         drawn = resample_users({"rmse": (predicted - actual) ** 2}, dataset.user[rows], resamples=resamples, seed=seed)
         result["intervals"] = {"rmse": np.sqrt(drawn.interval("rmse")).tolist()}
     return result
+
+
+def _as_classifier(predicted: Values, actual: Values, *, label: str, kind: str, train: Values) -> dict[str, Any]:
+    """ROC and confusion of the prediction as a yes or no; of a number, whether it is above the train part's mean."""
+    threshold = float(train.mean()) if kind == "regression" and len(train) else 0.5
+    is_yes = (actual > threshold).astype(np.float64)
+    yes, no = (
+        (f"{label} above {threshold:.3g}", f"{label} up to it") if kind == "regression" else (label, f"not {label}")
+    )
+    return {
+        "categories": [no, yes],
+        "threshold": threshold,
+        "confusion": metrics.confusion(predicted, is_yes, threshold=threshold),
+        "auc": metrics.auc(predicted, is_yes),
+        "roc": metrics.roc(predicted, is_yes),
+    }
 
 
 def _baselines(

@@ -132,6 +132,37 @@ def auc(score: Values, actual: Values) -> float:
     return float((total - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def confusion(score: Values, actual: Values, *, threshold: float) -> list[list[int]]:
+    """Rows by what is true (no, yes), columns by what the score says (below the threshold, or not)."""
+    said, true = score >= threshold, actual > 0
+    return [
+        [int((~true & ~said).sum()), int((~true & said).sum())],
+        [int((true & ~said).sum()), int((true & said).sum())],
+    ]
+
+
+def roc(score: Values, actual: Values, *, points: int = 50) -> dict[str, list[float]]:
+    """The receiver operating characteristic at up to `points` thresholds, the strictest first.
+
+    A tie is one point: no order among equals is made up. Empty where all labels are equal.
+
+    Returns: `threshold`, `false_positive_rate` and `true_positive_rate`.
+    """
+    positives = int((actual > 0).sum())
+    negatives = len(actual) - positives
+    if not positives or not negatives or np.isnan(score).any():
+        return {"threshold": [], "false_positive_rate": [], "true_positive_rate": []}
+    values, inverse = np.unique(score, return_inverse=True)
+    hits = np.bincount(inverse, weights=actual > 0, minlength=len(values))[::-1].cumsum()
+    alarms = np.bincount(inverse, weights=actual <= 0, minlength=len(values))[::-1].cumsum()
+    kept = np.unique(np.linspace(0, len(values) - 1, min(points, len(values))).round().astype(int))
+    return {
+        "threshold": values[::-1][kept].tolist(),
+        "false_positive_rate": (alarms[kept] / negatives).tolist(),
+        "true_positive_rate": (hits[kept] / positives).tolist(),
+    }
+
+
 def calibration(predicted: Values, actual: Values, *, bins: int = 10) -> list[dict[str, float]]:
     """What was predicted against what came, in bins of equal size: on the diagonal it can be taken literally.
 

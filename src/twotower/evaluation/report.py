@@ -9,17 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from twotower.evaluation import charts
+from twotower.evaluation.names import NAMES, metric_name
 
-NAMES = {
-    "two_stage": "Model, both stages",
-    "retrieval": "Model, retrieval alone",
-    "ceiling": "Ceiling of the candidates",
-    "popularity": "Popularity",
-    "recent_popularity": "Recent popularity",
-    "item_knn": "Item-kNN",
-    "ease": "EASE",
-    "oracle": "Oracle (best possible)",
-}
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 BOUNDS = ("ceiling", "best possible")
 PROTOCOLS = {"successive": "Successive", "static": "Static"}
@@ -131,14 +122,6 @@ def kind_of(name: str) -> str:
     if name in ("two_stage", "retrieval"):
         return "model"
     return {"ceiling": "ceiling", "oracle": "best possible"}.get(name, "baseline")
-
-
-def metric_name(metric: str) -> str:
-    """`ndcg@10` as a reader knows it."""
-    name, _, k = metric.partition("@")
-    known = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "hit_rate": "Hit rate", "recall": "Recall"}
-    shown = known.get(name, name)
-    return f"{shown}@{k}" if k else shown
 
 
 def _verdict(main: dict[str, Any], *, metric: str, baseline: str) -> str:

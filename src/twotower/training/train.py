@@ -24,6 +24,7 @@ from twotower.training.checkpoints import load_checkpoint, save_checkpoint
 from twotower.training.config import TrainConfig
 from twotower.training.step import Stepper, TrainState
 from twotower.training.validation import Validator
+from twotower.training.warm_start import CarriedOver, carry_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,15 @@ class TrainProgress:
     validation: dict[str, float] | None
     """After an epoch: the validation metrics."""
 
+    def line(self) -> str:
+        """Epoch, speed, losses and validation in one line."""
+        measured = {**self.losses, **(self.validation or {})}
+        return "  ".join([self.speed(), *(f"{name} {value:.4f}" for name, value in measured.items())])
+
+    def speed(self) -> str:
+        """Epoch and speed."""
+        return f"epoch {self.epoch}/{self.epochs}  {self.examples_per_second:,.0f} examples/s"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
@@ -52,6 +62,8 @@ class Trained:
     history: list[dict[str, Any]]
     """One entry an epoch: epoch, losses, validation metrics."""
     best_epoch: int
+    carried_over: CarriedOver | None
+    """What the model began with, where it was started from another."""
 
 
 def train(
@@ -63,6 +75,7 @@ def train(
     checkpoint: Path,
     resume: bool,
     report: Callable[[TrainProgress], None],
+    warm_start: Path | None = None,
 ) -> Trained:
     """Fit the joint model on the train part.
 
@@ -74,19 +87,21 @@ def train(
         checkpoint: Directory of the run's checkpoint; it stays when the run ends, for the caller to remove.
         resume: Go on from the checkpoint where there is one.
         report: Called after each compiled call.
+        warm_start: An earlier model's directory, whose weights this one begins with.
 
     Raises:
         TrainingError: a loss is no number, or the checkpoint is another run's.
         RecipeError: a label or column that the data does not have.
     """
     model, arrays = build_model(model_config, dataset=dataset, seed=seed)
+    carried_over = None if warm_start is None else carry_over(model, warm_start)
     run = _Run(config, model, arrays, dataset=dataset, seed=seed, checkpoint=checkpoint, report=report)
     recover(checkpoint)
     if resume and checkpoint.exists():
         run.load()
     while run.wants_more():
         run.epoch()
-    return run.finish()
+    return run.finish(carried_over)
 
 
 def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tuple[JointModel, TrainingArrays]:
@@ -207,6 +222,7 @@ class _Run:
         self.identity = hash_json(
             {
                 "train": asdict(config), "model": asdict(model.config), "seed": seed, "examples": self.examples,
+                "start": _digest(*jax.tree.leaves((model.weights(), model.tables))),
                 "data": _digest(*jax.tree.leaves(self.stepper.arrays), *_validation_columns(dataset)),
             }
         )  # fmt: skip
@@ -311,12 +327,12 @@ class _Run:
         )
         self.step_in_epoch, self.partial = position["step_in_epoch"], position["partial"]
 
-    def finish(self) -> Trained:
+    def finish(self, carried_over: CarriedOver | None) -> Trained:
         """The model with the best epoch's weights."""
         best: TrainState = self.best
         self.model.assign(best.weights, best.states)
         self.model.tables = {name: jax.numpy.asarray(table) for name, table in best.tables.items()}
-        return Trained(model=self.model, history=self.history, best_epoch=self.best_epoch)
+        return Trained(model=self.model, history=self.history, best_epoch=self.best_epoch, carried_over=carried_over)
 
 
 def _validation_columns(dataset: SplitDataset) -> list[NDArray[Any]]:

@@ -6,14 +6,13 @@ read databases that are attached: `attach = {shop = "shop.sqlite"}` and `interac
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import ibis.expr.types as ir
 
+from twotower.data.config import FilesConfig
 from twotower.data.database import Database, faults_told, literal, quote
-from twotower.data.interactions import RawData, TimestampFormat, require_columns, string_id
-from twotower.data.schema import STRICT
+from twotower.data.interactions import RawData, require_columns, string_id
 from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_fault, typed_columns
 from twotower.data.tables import GIVEN_PART, INPUT_ROW, PART
 from twotower.errors import DataError, RecipeError
@@ -23,36 +22,6 @@ RESERVED = (*KEYS, "positive", PART, GIVEN_PART, INPUT_ROW)
 
 _QUERY = re.compile(r"\s*(select|with|from|values)\s", re.IGNORECASE)
 _PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilesConfig:
-    """Your own tables, and what their columns are called."""
-
-    __pydantic_config__ = STRICT
-
-    interactions: str = ""
-    """File, URI or SQL query of the interactions; with `test`, of those to train on."""
-    validation: str = ""
-    """Interactions that stop the training, for split.protocol = "given"."""
-    test: str = ""
-    """Interactions that judge, for split.protocol = "given"."""
-    users: str = ""
-    """File, URI or SQL query of the users table; may be left out."""
-    items: str = ""
-    """File, URI or SQL query of the items table; where it is left out, the items met are the catalogue."""
-    attach: dict[str, str] = field(default_factory=dict)
-    """Databases for the queries: name -> file or DuckDB connection string, opened for reading only."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Our name -> yours, in whichever table has it: `user_id`, `item_id`, `timestamp`, and any other to be renamed."""
-    labels: tuple[str, ...] = ()
-    """Columns of the interactions that hold a number to learn, such as a rating."""
-    context: tuple[str, ...] = ()
-    """Columns of the interactions that are known when one asks, such as the device."""
-    title: str = ""
-    """Column of the items table that a reader knows an item by; by default `title`, where there is one."""
-    timestamp_format: TimestampFormat = "auto"
-    """Unix time in seconds, milliseconds or microseconds, or ISO 8601 (UTC where it names no zone)."""
 
 
 def read_files(database: Database, config: FilesConfig, *, data_dir: str | None) -> RawData:

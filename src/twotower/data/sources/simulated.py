@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from scipy.special import log_softmax, ndtr
 
-from twotower.data.schema import STRICT, PositiveInt
+from twotower.data.config import SimulatedConfig
 from twotower.data.tables import WORLD
 from twotower.errors import DataError, RecipeError
 
@@ -34,34 +32,6 @@ REGIONS = 8
 
 _RATING_NOISE = 0.7
 _MEAN_RATING = 2.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedConfig:
-    """How large the world is, and how hard to read."""
-
-    __pydantic_config__ = STRICT
-
-    users: Annotated[int, Ge(2)] = 3_000
-    """Viewers."""
-    items: Annotated[int, Ge(2)] = 2_000
-    """Films."""
-    interactions: PositiveInt = 150_000
-    """Films watched, in all: 10^3 to 10^8."""
-    clusters: Annotated[int, Gt(0), Le(4096)] = 24
-    """Hidden kinds of film."""
-    taste: Annotated[float, Ge(0)] = 2.2
-    """Spread of the taste logits: 0 makes everybody alike, 3 makes most viewers keep to one or two clusters."""
-    drift: Annotated[float, Ge(0)] = 1.5
-    """Spread of the change of the taste logits from the log's first day to its last."""
-    popularity: Annotated[float, Ge(0)] = 1.2
-    """Exponent of Zipf's law within a cluster: 0 makes all its films alike."""
-    released_before: Annotated[float, Gt(0), Le(1)] = 0.7
-    """Share of the films that are out when the log begins; the others come out during it."""
-    days: PositiveInt = 730
-    """Span of the log."""
-    seed: int | None = None
-    """The world's own; by default the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True)

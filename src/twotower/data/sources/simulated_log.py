@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from twotower.data.config import SimulatedConfig
 from twotower.data.database import Database, literal
 from twotower.data.interactions import RawData
-from twotower.data.sources.simulated import REGIONS, SECOND_US, SimulatedConfig, World, build_world
+from twotower.data.sources.simulated import REGIONS, SECOND_US, World, build_world
 from twotower.data.sources.simulated_films import film_table
 from twotower.data.tables import INPUT_ROW
 from twotower.errors import RecipeError

@@ -1,0 +1,23 @@
+"""What contenders and metrics are called, for a reader."""
+
+CHAMPION = "champion"
+"""The contender that answers users now; no baseline."""
+NAMES = {
+    "two_stage": "Model, both stages",
+    "retrieval": "Model, retrieval alone",
+    "ceiling": "Ceiling of the candidates",
+    "popularity": "Popularity",
+    "recent_popularity": "Recent popularity",
+    "item_knn": "Item-kNN",
+    "ease": "EASE",
+    "champion": "Champion (answers now)",
+    "oracle": "Oracle (best possible)",
+}
+
+
+def metric_name(metric: str) -> str:
+    """`ndcg@10` as a reader knows it."""
+    name, _, k = metric.partition("@")
+    known = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "hit_rate": "Hit rate", "recall": "Recall"}
+    shown = known.get(name, name)
+    return f"{shown}@{k}" if k else shown

@@ -1,0 +1,169 @@
+"""The versions of a bundle, and which of them is the champion: the one that answers.
+
+    <registry>/<name>/versions/<bundle id>/    the sealed bundle
+    <registry>/<name>/models/<bundle id>/      the model with its weights, for a warm start
+    <registry>/<name>/champion.json            which version answers, and which did before
+
+A registry is a folder or an object store. Versions are never changed once they are there; only the small
+`champion.json` is replaced, as a whole.
+"""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from twotower import artifact, storage
+from twotower.bundle_config import KIND, MODEL_KEY, bundle_id
+from twotower.errors import ArtifactError, StorageError
+
+CHAMPION = "champion.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Champion:
+    """Which version answers."""
+
+    version: str
+    """Bundle id."""
+    model: str
+    """Fingerprint of the model in it: the same training gives the same."""
+    previous: str | None
+    """The version before, for a rollback."""
+    sequence: int
+    """How often the champion has changed."""
+    since: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """The versions of one recommender."""
+
+    address: str
+    """A folder, `s3://...` or `gs://...`."""
+    name: str
+    """The recipe's name."""
+
+    def version_address(self, version: str) -> str:
+        """Where the bundle of a version lies."""
+        return storage.join(self.address, self.name, "versions", version)
+
+    def model_address(self, version: str) -> str:
+        """Where the model of a version lies, with its weights."""
+        return storage.join(self.address, self.name, "models", version)
+
+    def champion(self) -> Champion | None:
+        """The champion, or None where nothing was ever deployed.
+
+        Raises:
+            ArtifactError: the record is damaged.
+            StorageError: the registry cannot be read.
+        """
+        address = self._champion_address()
+        if not storage.exists(address):
+            return None
+        try:
+            return Champion(**json.loads(storage.read_bytes(address)))
+        except (ValueError, TypeError) as fault:
+            raise ArtifactError(
+                f"{address}: damaged ({fault}). Deploy a version again, by `twotower deploy`."
+            ) from fault
+
+    def rival_of(self, model: str) -> str:
+        """The version that a model has to beat; "" where there is none.
+
+        A model is not its own rival: where the champion came from this very model, the run is made again, and the
+        rival is the one that it had then.
+        """
+        champion = self.champion()
+        if champion is None:
+            return ""
+        return (champion.previous or "") if champion.model == model else champion.version
+
+    def add(self, bundle: Path, *, model: Path) -> str:
+        """Keep a bundle and its model as a version; gives the version, also where it is there already.
+
+        Raises:
+            ArtifactError: no bundle or model there, or a damaged one.
+        """
+        artifact.verify(model, kind="model")
+        version = bundle_id(artifact.verify(bundle, kind=KIND))
+        for source, address in ((model, self.model_address(version)), (bundle, self.version_address(version))):
+            if not storage.exists(storage.join(address, artifact.MANIFEST)):
+                _upload_sealed(source, address)
+        return version
+
+    def promote(self, version: str) -> Champion:
+        """Make a version the champion; the one before can be rolled back to. Does nothing where it is already.
+
+        Raises:
+            ArtifactError: there is no such version.
+        """
+        before = self.champion()
+        if before is not None and before.version == version:
+            return before
+        return self._write(version, previous=before.version if before else None, before=before)
+
+    def before_champion(self) -> str:
+        """The version before the champion.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        champion = self.champion()
+        if champion is None or champion.previous is None:
+            found = "nothing is deployed" if champion is None else f"{champion.version} is the first one"
+            raise ArtifactError(f"{self._champion_address()}: no version to go back to ({found}). Deploy another one.")
+        return champion.previous
+
+    def roll_back(self) -> Champion:
+        """Make the version before the champion the champion again; a second call undoes the first.
+
+        Raises:
+            ArtifactError: there is none before.
+        """
+        previous, before = self.before_champion(), self.champion()
+        assert before is not None
+        return self._write(previous, previous=before.version, before=before)
+
+    def versions(self) -> list[str]:
+        """The versions in a registry that is a folder, the oldest first."""
+        folder = storage.local_path(storage.join(self.address, self.name, "versions"))
+        found = [path for path in folder.glob("*") if (path / artifact.MANIFEST).is_file()]
+        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+    def _write(self, version: str, *, previous: str | None, before: Champion | None) -> Champion:
+        manifest = _read_manifest(self.version_address(version))
+        champion = Champion(
+            version=version,
+            model=manifest["metadata"].get(MODEL_KEY, ""),
+            previous=previous,
+            sequence=before.sequence + 1 if before else 1,
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        storage.write_bytes(self._champion_address(), json.dumps(asdict(champion), indent=1).encode() + b"\n")
+        return champion
+
+    def _champion_address(self) -> str:
+        return storage.join(self.address, self.name, CHAMPION)
+
+
+def _upload_sealed(source: Path, address: str) -> None:
+    """Copy a sealed directory so that the manifest arrives last: a version without one is not there."""
+    with tempfile.TemporaryDirectory(prefix="twotower-") as scratch:
+        aside = Path(scratch) / source.name
+        storage.download(str(source), aside)
+        (aside / artifact.MANIFEST).unlink()
+        storage.upload(aside, address)
+    storage.write_bytes(storage.join(address, artifact.MANIFEST), (source / artifact.MANIFEST).read_bytes())
+
+
+def _read_manifest(address: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(storage.join(address, artifact.MANIFEST)))
+    except (StorageError, ValueError) as fault:
+        raise ArtifactError(f"{address}: no version of a bundle. `twotower register` adds one.") from fault
+    return found
