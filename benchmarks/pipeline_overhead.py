@@ -1,7 +1,7 @@
 """What the pipeline costs beside the short path on the same data: `twotower pipeline run --local` less `twotower run`.
 
-Both start from nothing and take turns, three times each, on the embedded recipe. The pipeline does more: it fetches and
-profiles the data, judges by the gate, asks a real server, and keeps and deploys a version; all of that is in the figure.
+Both start from nothing and take turns, three times each, on the embedded recipe. The pipeline does more: it fetches
+and profiles the data, judges by the gate, asks a real server, keeps and deploys a version; that is in the figure.
 """
 
 import argparse

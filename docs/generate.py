@@ -26,8 +26,8 @@ by name. `twotower init` writes one from your own files, and `twotower run RECIP
 PROFILE_HEAD = """# The profile of a pipeline
 
 Where the pipeline runs and what its tasks may use: one TOML file, given by `--profile` to `twotower pipeline compile`,
-`submit` and `schedule`, and applied when the pipeline is compiled. Every key has a default. `deploy/profiles/kind.toml` is
-the one for the cluster of `twotower cluster up`; [pipeline.md](pipeline.md) tells how it is used.
+`submit` and `schedule`, and applied when the pipeline is compiled. Every key has a default. The one for the cluster of
+`twotower cluster up` is `deploy/profiles/kind.toml`; [pipeline.md](pipeline.md) tells how it is used.
 
 *Written by `python dev.py docs` from the configs in the source; a check fails where it is out of date.*
 """

@@ -1,6 +1,7 @@
 """`twotower pipeline`: compile the pipeline, run it here, send it to a server."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,7 +168,8 @@ def _show(run: "LocalRun", out: Path, *, seconds: float) -> None:
     bundle = out / "bundle"
     if (bundle / "manifest.json").is_file():
         show_answer(bundle, content, count=SHOWN)
-    click.echo(f"Report:  {report / 'report.html'}")
+    page = report / "report.html"
+    click.echo(f"Report:  {os.path.relpath(page) if page.is_relative_to(Path.cwd()) else page}")
 
 
 def _reason(card: Path) -> str:
