@@ -217,8 +217,6 @@ def _bound(bound: ast.expr) -> str:
 def _default(source: Source, default: ast.expr | None) -> str:
     if default is None:
         return "required"
-    if "STORE_" in ast.unparse(default):
-        return "that store's"
     if isinstance(default, ast.Call):
         factory = next((word.value for word in default.keywords if word.arg == "default_factory"), default)
         default = factory.body if isinstance(factory, ast.Lambda) else factory

@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "/" not in name.rstrip("/"):
             self._answer(200)
         elif name in self.api.objects:
-            self._answer(200, Content_Length=str(len(self.api.objects[name])), **_FILE)
+            self._answer(200, b"", Content_Length=str(len(self.api.objects[name])), **_FILE)
         else:
             self._answer(404)
 

@@ -157,7 +157,7 @@ def test_a_writer_that_fails_leaves_the_old_content_and_no_litter(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
         storage.write_bytes(str(target), b"new")
     assert contents(tmp_path) == {"champion.json": b"old"}
@@ -256,6 +256,19 @@ def test_a_query_stays_at_the_end_of_an_address() -> None:
     assert storage.join("s3://bucket/a/?scheme=http", "b", "/c/") == "s3://bucket/a/b/c?scheme=http"
     assert storage.join("gs://bucket", "a") == "gs://bucket/a"
     assert storage.join("registry", "a", "b") == str(Path("registry", "a", "b"))
+
+
+def test_folders_right_below_an_address_are_named(home: str) -> None:
+    assert storage.folders(home) == []
+    for parts in (("b", "one.txt"), ("a", "deep", "two.txt"), ("three.txt",)):
+        storage.write_bytes(storage.join(home, *parts), b"")
+    assert storage.folders(home) == ["a", "b"]
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    assert storage.shown("https://user:secret@host/log.csv?token=abc") == "https://host/log.csv"
+    assert storage.shown("s3://key:secret@bucket/logs") == "s3://bucket/logs"
+    assert storage.shown("logs/what?.csv") == "logs/what?.csv"
 
 
 def test_a_path_is_made_absolute_and_an_address_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

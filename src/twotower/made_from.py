@@ -5,10 +5,10 @@ code.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ KIND_OF = {
     "smoke_test": "smoke",
 }
 """Step -> the kind of the directory that it writes."""
+
+LIBRARIES = (
+    *("duckdb", "faiss-cpu", "ibis-framework", "jax", "jaxlib", "jax2onnx", "keras", "keras-rs", "numpy"),
+    *("onnxruntime", "pyarrow", "scipy"),
+)
+"""What computes our results: another version may give others."""
 
 
 @contextmanager
@@ -53,9 +59,17 @@ def is_up_to_date(directory: Path, *, step: str, made_from: dict[str, Any]) -> b
 
 @cache
 def code_version() -> str:
-    """A hash of the package's own source: what other code wrote is not up to date."""
+    """A hash of the package's own files, templates and all, and of the libraries that its results come from.
+
+    What other code wrote is not up to date.
+    """
     package = Path(__file__).parent
-    return artifact.hash_json({str(path.relative_to(package)): artifact.sha256(path) for path in package.rglob("*.py")})
+    files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    hashes: dict[str, str] = {path.relative_to(package).as_posix(): artifact.sha256(path) for path in files}
+    for library in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            hashes[library] = version(library)
+    return artifact.hash_json(hashes)
 
 
 def source(recipe: Recipe) -> dict[str, Any]:

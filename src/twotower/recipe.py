@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from twotower import storage
 from twotower.bundle_config import BundleConfig
@@ -38,8 +38,8 @@ class Recipe:
 
     __pydantic_config__ = STRICT
 
-    name: str = "run"
-    """Names the run's directory and its bundle."""
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    """Names the run's directory and its bundle: letters, digits, `_`, `.` and `-`."""
     seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Every random choice follows from it."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)

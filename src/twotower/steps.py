@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twotower import artifact, made_from
-from twotower.errors import ArtifactError, DataError, TrainingError
+from twotower import artifact, made_from, storage
+from twotower.errors import ArtifactError, TrainingError
 from twotower.made_from import KIND_OF, writing
 from twotower.recipe import Recipe, recipe_toml
 
@@ -58,28 +58,24 @@ def fetch(recipe: Recipe, *, data: str = "", out: Path) -> None:
     from twotower.data.prepare import fetch
 
     with at_address(recipe.prepare, data) as config:
-        made = made_from.source(recipe) if not data else {"data": data, "prepare": asdict(recipe.prepare)}
+        made = (
+            made_from.source(recipe) if not data else {"data": storage.shown(data), "prepare": asdict(recipe.prepare)}
+        )
         with writing(out, step="fetch", made_from=made) as (to, metadata):
             metadata |= fetch(config, seed=recipe.seed, out=to)
             if data and config.source == "files":  # Faults name what the user named, not the copy that is gone then.
-                metadata["source"] = data
+                metadata["source"] = storage.shown(data)
 
 
-def validate(recipe: Recipe, *, raw: Path | None = None, out: Path) -> None:
-    """Raw tables -> their profile, as a page and as JSON, before anything is trained.
-
-    Raises:
-        DataError: the tables have a fault; the profile, which lists all of them, is written nevertheless.
-    """
+def validate(recipe: Recipe, *, raw: Path | None = None, out: Path) -> tuple[str, ...]:
+    """Raw tables -> their profile, as a page and as JSON; gives the faults, which `prepare` will refuse."""
     from twotower.data.profile import profile
     from twotower.data.profile_page import write_profile
 
     found = profile(recipe.prepare, seed=recipe.seed, raw_from=raw)
     with writing(out, step="validate", made_from=made_from.raw_tables(recipe, raw)) as (to, _):
         write_profile(found, to)
-    if found.faults:
-        more = f" ({len(found.faults)} faults in all; {out / 'profile.html'} lists them)" if found.faults[1:] else ""
-        raise DataError(found.faults[0] + more)
+    return found.faults
 
 
 def prepare(recipe: Recipe, *, raw: Path | None = None, out: Path) -> None:
@@ -111,9 +107,11 @@ def train(
     from twotower.data.split import load_split
     from twotower.model.export import export_model
     from twotower.training.train import sample_inputs, train
-    from twotower.training.warm_start import save_weights
+    from twotower.training.warm_start import learned_until, refuse_leak, save_weights
 
     dataset = load_split(split)
+    if warm_start is not None:
+        refuse_leak(warm_start, dataset=dataset, split=artifact.fingerprint(split))
     checkpoint = out.parent / f"{out.name}.checkpoint"
     with writing(out, step="train", made_from=made_from.train(recipe, split, warm_start)) as (to, metadata):
         trained = train(
@@ -132,6 +130,7 @@ def train(
         (to / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
         (to / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
         metadata |= {"best_epoch": trained.best_epoch, "metric": recipe.train.metric}
+        metadata |= {"split": artifact.fingerprint(split), "learned_until_us": learned_until(dataset)}
         metadata["validation"] = trained.history[trained.best_epoch - 1].get(f"validation_{recipe.train.metric}")
         if trained.carried_over is not None:
             metadata["carried_over"] = asdict(trained.carried_over)
@@ -165,11 +164,12 @@ def choose(models: Sequence[Path], *, out: Path) -> str:
     return (out / "recipe.toml").read_text(encoding="utf-8")
 
 
-def champion(recipe: Recipe, *, registry: str, model: Path) -> str:
-    """The version that a model has to beat, by name; "" where nothing is deployed yet."""
+def champion(recipe: Recipe, *, registry: str, model: Path) -> tuple[str, str]:
+    """The version that a model has to beat, and the version of this very model that was rolled back; "" for none."""
     from twotower.release.registry import Registry
 
-    return Registry(address=registry, name=recipe.name).rival_of(artifact.fingerprint(model))
+    known, fingerprint = Registry(address=registry, name=recipe.name), artifact.fingerprint(model)
+    return known.rival_of(fingerprint), known.withdrawn(fingerprint)
 
 
 def evaluate(
@@ -192,20 +192,21 @@ def evaluate(
     artifact.read_manifest(model, kind=KIND_OF["train"])
     if champion is not None:
         artifact.verify(champion, kind=KIND_OF["bundle"])
+    rival = None if champion is None else ModelContender(ExportedModel.load(champion / "model"), dataset=dataset)
     made = made_from.evaluate(recipe, split, model, champion)
     with writing(out, step="evaluate", made_from=made) as (to, _):
         report = evaluate(
             recipe.evaluate,
             dataset=dataset,
             model=ModelContender(ExportedModel.load(model), dataset=dataset),
-            champion=None
-            if champion is None
-            else ModelContender(ExportedModel.load(champion / "model"), dataset=dataset),
+            champion=rival,
             seed=recipe.seed,
             progress=lambda what, done, total: watch(f"{what}: {done:,} of {total:,} queries"),
         )
         report["training"] = json.loads((model / "history.json").read_text(encoding="utf-8"))
         report["name"] = recipe.name
+        if rival is not None and (missing := rival.missing_columns()):
+            report["notes"].append(f"The champion reads {', '.join(missing)}, which the data no longer has.")
         write_report(report, to)
 
 
@@ -227,16 +228,26 @@ def index(recipe: Recipe, *, split: Path, model: Path, out: Path) -> None:
         metadata |= build_index(recipe.index, embeddings=contender.candidates.embedding, queries=queries, out=to)
 
 
-def gate(recipe: Recipe, *, report: Path, index: Path, champion: str = "", out: Path) -> "Verdict":
-    """A report and an index -> whether the candidate takes the champion's place: gate.json and card.md."""
-    from twotower.evaluation.gate import gate, gate_card
+def gate(recipe: Recipe, *, report: Path, index: Path, champion: str = "", withdrawn: str = "", out: Path) -> "Verdict":
+    """A report and an index -> whether the candidate takes the champion's place: gate.json and card.md.
 
+    Args:
+        recipe: Holds the rules.
+        report: What `evaluate` wrote, with the champion where there is one.
+        index: What `index` wrote.
+        champion: The version that the report holds as champion, for the card.
+        withdrawn: The version of this very model that was rolled back, which forbids it.
+        out: Where the verdict goes.
+    """
+    from twotower.evaluation.gate import gate, gate_card, refuse_bad_gate
+
+    refuse_bad_gate(recipe.gate, recipe.evaluate)
     artifact.verify(report, kind=KIND_OF["evaluate"])
     facts = artifact.read_manifest(index, kind=KIND_OF["index"])["metadata"]
     made = made_from.directories(recipe, report=report, index=index)
     with writing(out, step="gate", made_from=made) as (to, metadata):
         content = json.loads((report / "report.json").read_text(encoding="utf-8"))
-        verdict = gate(recipe.gate, report=content, index=facts)
+        verdict = gate(recipe.gate, report=content, index=facts, withdrawn=withdrawn)
         metadata |= {"promoted": verdict.promoted, "reason": verdict.reason, "champion": champion}
         (to / "gate.json").write_text(json.dumps(asdict(verdict) | metadata, indent=1), encoding="utf-8")
         (to / "card.md").write_text(gate_card(verdict, name=recipe.name, champion=champion), encoding="utf-8")
@@ -298,7 +309,14 @@ def register(recipe: Recipe, *, bundle: Path, model: Path, registry: str) -> str
 
 
 def deploy(
-    recipe: Recipe, *, version: str, registry: str, to: str = "", image: str = "", watch: Watch = unwatched
+    recipe: Recipe,
+    *,
+    version: str,
+    registry: str,
+    champion: str | None = None,
+    to: str = "",
+    image: str = "",
+    watch: Watch = unwatched,
 ) -> "Champion":
     """A registered version -> the one that answers.
 
@@ -306,21 +324,24 @@ def deploy(
         recipe: Names the recommender.
         version: As `register` gave it.
         registry: Where it is kept.
+        champion: The version that it was held against, "" for none; another champion since then is a fault. None by
+            whoever deploys by hand.
         to: Where it is to answer from: a folder that is replaced as a whole, `kubernetes:NAMESPACE`, or "" for the
             registry's own record alone.
         image: The serving image, for Kubernetes.
         watch: Told how the rollout goes on.
 
     Raises:
-        ArtifactError: there is no such version.
+        ArtifactError: there is no such version, or another one was promoted meanwhile.
         ClusterError: the rollout failed; the version before is back in place, and stays the champion.
     """
     from twotower.release.registry import Registry
     from twotower.release.target import put_in_place
 
     found = Registry(address=registry, name=recipe.name)
-    put_in_place(found.version_address(version), to, image=image, report=watch)
-    return found.promote(version)
+    found.refuse_promotion(version, rival=champion)
+    put_in_place(version, to, registry=found, image=image, report=watch)
+    return found.promote(version, rival=champion)
 
 
 def summarize(outcome: "Outcome", *, registry: str, webhook: str = "", out: Path) -> None:

@@ -61,6 +61,28 @@ def exists(address: str) -> bool:
         return _kind(filesystem, path) != "NotFound"
 
 
+def folders(address: str) -> list[str]:
+    """Names of the folders right below an address, sorted; none where there is nothing.
+
+    Raises:
+        StorageError: the address cannot be read.
+    """
+    with _told(address):
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem, path = _open(address)
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
+
+def shown(address: str) -> str:
+    """An address without what may be a secret in it: user, password and query."""
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return address
+    return scheme + mark + rest.partition("?")[0].rpartition("@")[2]
+
+
 def read_bytes(address: str) -> bytes:
     """One file's content.
 

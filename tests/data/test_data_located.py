@@ -158,6 +158,7 @@ def test_an_archive_has_one_version_however_often_it_is_unpacked(folder: Path) -
     assert version(FILES, archive) == before
     with zipfile.ZipFile(archive, "w") as content:
         content.writestr("log.csv", LOG + "cid,a,1700000002\n")
+        content.writestr("items.csv", ITEMS)
     assert version(FILES, archive) != before
 
 
@@ -183,6 +184,31 @@ def test_a_table_that_the_recipe_names_by_address_counts_as_its_server_tells(fol
     assert version(config) == before
     (folder / "items.csv").write_text(ITEMS + "c,Third\n", encoding="utf-8")
     assert version(config) != before
+
+
+def test_beside_one_file_of_interactions_the_other_tables_count_too(folder: Path, web: str) -> None:
+    config = replace(FILES, data_dir=str(folder))
+    for address in (str(folder / "log.csv"), f"{web}/shop/log.csv"):
+        (folder / "items.csv").write_text(ITEMS, encoding="utf-8")
+        before = version(config, address)
+        assert version(config, address) == before
+        (folder / "items.csv").write_text(ITEMS + "c,Third\n", encoding="utf-8")
+        assert version(config, address) != before
+
+
+@pytest.mark.parametrize("place", ["../items.csv", "/etc/items.csv", "https://host/items.csv", "SELECT 1 AS item_id"])
+def test_a_folder_of_data_lets_no_table_lead_out_of_it(folder: Path, web: str, place: str) -> None:
+    config = replace(FILES, files=replace(FILES.files, items=place))
+    for address in (str(folder), f"{web}/shop/", f"{folder}.zip"):
+        with pytest.raises(RecipeError, match=r"prepare\.files\.items = .* is no file within one") as fault:
+            version(config, address)
+        assert "\n" not in str(fault.value)
+
+
+def test_a_table_that_the_folder_lacks_is_told_before_anything_is_fetched(folder: Path) -> None:
+    (folder / "items.csv").unlink()
+    with pytest.raises(DataError, match=r"items\.csv: no such file"):
+        version(FILES, str(folder))
 
 
 def test_the_version_of_data_that_is_not_there_is_refused(web: str, tmp_path: Path) -> None:

@@ -163,9 +163,9 @@ def test_the_profile_for_kind_is_one_and_leads_to_the_same_store_as_the_served_p
 
     profile = load_profile(DEPLOY / "profiles" / "kind.toml")
     [secret] = of_kind(rendered("kfp-storage"), "Secret")
-    assert profile.env.items() <= secret["stringData"].items()
+    assert profile.environment.items() <= secret["stringData"].items()
     assert profile.deploy_to == "kubernetes:twotower"
-    assert [each.name for each in profile.secrets] == ["mlpipeline-minio-artifact"]  # Kubeflow Pipelines makes it.
+    assert [each.name for each in profile.all_secrets] == ["mlpipeline-minio-artifact"]  # Kubeflow Pipelines makes it.
 
 
 # As few rights as can be

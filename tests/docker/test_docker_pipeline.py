@@ -32,7 +32,7 @@ def test_every_step_runs_in_a_container_and_what_was_promoted_answers(
 
 def test_a_step_that_must_fail_fails_and_the_exit_handler_runs(docker, pipeline_image: str, tmp_path: Path) -> None:
     recipe = recipe_toml(load_recipe(RECIPE, {"prepare.source": "files"}))
-    with pytest.raises(PipelineError, match=r"^locate: prepare\.files\.interactions|^locate: "):
+    with pytest.raises(PipelineError, match=r"^fetch: prepare\.files\.interactions names no table"):
         run(tmp_path, pipeline_image, recipe=recipe)
     card = next((tmp_path / "pipeline").glob("twotower-*/summarize/card"))
     assert "FAILED" in card.read_text(encoding="utf-8")

@@ -56,6 +56,7 @@ def strong(dataset: SplitDataset) -> ByPopularity:
 
 def against(report: dict[str, Any], minus: str, metric: str = "ndcg@10") -> dict[str, Any]:
     rows = report["protocols"][report["main_protocol"]]["differences"]
+    found: dict[str, Any]
     (found,) = [row for row in rows if (row["of"], row["minus"], row["metric"]) == ("two_stage", minus, metric)]
     return found
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from twotower.errors import RecipeError
-from twotower.evaluation.config import GateConfig
-from twotower.evaluation.gate import Verdict, gate, gate_card
+from twotower.evaluation.config import EvaluateConfig, GateConfig
+from twotower.evaluation.gate import Verdict, gate, gate_card, refuse_bad_gate
 
 EXACT = {"kind": "exact", "items": 200}
 
@@ -152,14 +152,31 @@ def test_every_reason_for_a_refusal_is_told() -> None:
 
 
 @pytest.mark.parametrize("metric", ["ndcg@20", "accuracy", "recall@10"])
-def test_a_metric_that_does_not_lead_the_report_is_refused(metric: str) -> None:
-    with pytest.raises(RecipeError, match=r"gate\.metric = .*: the report leads with ndcg@10, recall@100\."):
-        judged(GateConfig(metric=metric), WINS)
+def test_a_metric_that_does_not_lead_the_report_is_refused_beforehand(metric: str) -> None:
+    with pytest.raises(RecipeError, match=r"gate\.metric = .*: the report leads with ndcg@10, recall@100, hit_rate@10"):
+        refuse_bad_gate(GateConfig(metric=metric), EvaluateConfig())
 
 
-def test_a_baseline_that_was_not_asked_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"the report has no 'ease'\. Add it to evaluate\.baselines\."):
+def test_what_the_gate_would_miss_in_the_report_is_told_beforehand() -> None:
+    refuse_bad_gate(GateConfig(), EvaluateConfig())
+    refuse_bad_gate(GateConfig(metric="recall@20"), EvaluateConfig(ks=(5, 20)))
+    refuse_bad_gate(GateConfig(metric="ndcg@5"), EvaluateConfig(ks=(5, 20)))
+    with pytest.raises(RecipeError, match=r"'ease' is not evaluated\. Add it to evaluate\.baselines\."):
+        refuse_bad_gate(GateConfig(baselines=("popularity", "ease")), EvaluateConfig(baselines=("popularity",)))
+    with pytest.raises(RecipeError, match=r"evaluate\.bootstrap = 0 gives no intervals to judge by"):
+        refuse_bad_gate(GateConfig(), EvaluateConfig(bootstrap=0))
+
+
+def test_a_baseline_that_was_left_out_of_the_report_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"the report has no 'ease', which was left out of it; its notes say why"):
         judged(GateConfig(baselines=("ease",)), WINS)
+
+
+def test_a_model_that_was_withdrawn_does_not_come_back_by_itself() -> None:
+    verdict = gate(GateConfig(), report=report(WINS), index=EXACT, withdrawn="films-1")
+    assert verdict.reason == (
+        "Refused: this model was not withdrawn: films-1 was rolled back; `twotower deploy` brings it back."
+    )
 
 
 def test_a_report_without_intervals_cannot_promote() -> None:

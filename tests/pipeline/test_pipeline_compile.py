@@ -103,13 +103,15 @@ def test_a_profile_puts_gpus_places_secrets_and_a_workspace_onto_tasks(tmp_path:
     assert train["resources"]["accelerator"]["resourceCount"] == "2"
     assert train["resources"]["resourceMemoryLimit"] == "32Gi"
     assert "accelerator" not in fetch["resources"]
-    assert train["env"] == [{"name": "AWS_REGION", "value": "eu"}]
+    assert {"name": "AWS_REGION", "value": "eu"} in train["env"]
+    assert {"name": "AWS_ENDPOINT_URL", "value": "http://seaweedfs.kubeflow:9000"} in train["env"]
     assert tasks(spec)["gate"]["retryPolicy"]["maxRetryCount"] == 5
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
     assert int(pod["activeDeadlineSeconds"]) == 90 * 60
     assert pod["nodeSelector"]["labels"] == {"pool": "gpu"}
     assert pod["tolerations"][0]["key"] == "gpu"
-    assert pod["secretAsEnv"][0]["keyToEnv"][0] == {"envVar": "AWS_ACCESS_KEY_ID", "secretKey": "key"}
+    ours = next(each for each in pod["secretAsEnv"] if each["secretName"] == "store")
+    assert ours["keyToEnv"][0] == {"envVar": "AWS_ACCESS_KEY_ID", "secretKey": "key"}
     assert pod["imagePullSecret"][0]["secretName"] == "registry"
     assert pod["pvcMount"][0]["mountPath"] == "/workspace"
 
@@ -122,7 +124,7 @@ def test_a_profile_with_a_train_job_hands_its_settings_to_the_train_task(tmp_pat
     ]
     assert (given["nodes"], given["namespace"], given["timeout_minutes"]) == (4, "team", 30)
     assert given["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "1"}
-    assert given["secret_env"] == {"V": ["s", "k"]}
+    assert given["secret_env"]["V"] == ["s", "k"]
 
 
 def test_the_profiles_that_come_along_compile(tmp_path: Path) -> None:
@@ -157,3 +159,20 @@ def test_a_faulty_profile_is_refused_by_its_key(tmp_path: Path, text: str, told:
         load_profile(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert told in str(caught.value)
+
+
+def test_a_limit_below_our_request_lowers_the_request_and_a_jobs_time_lengthens_its_tasks(tmp_path: Path) -> None:
+    tree = {"tasks": {"default": {"memory_limit": "1Gi", "cpu_limit": "500m"}}, "train_job": {"namespace": "n"}}
+    spec, platform = compiled(parse_profile(tree, where="test"), tmp_path)
+    resources = executors(spec)["train"]["resources"]
+    # Train asks for 2Gi and a core by itself; `fetch` for less than the limits.
+    assert (resources["resourceMemoryRequest"], resources["resourceCpuRequest"]) == ("1Gi", "500m")
+    assert executors(spec)["fetch"]["resources"]["resourceMemoryRequest"] == "512Mi"
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
+    assert int(pod["activeDeadlineSeconds"]) == 60 * (1440 + 15)
+
+
+def test_a_registry_elsewhere_gets_nothing_of_kubeflows_own_store(tmp_path: Path) -> None:
+    spec, platform = compiled(parse_profile({"registry": "s3://ours/twotower"}, where="test"), tmp_path)
+    assert "env" not in executors(spec)["deploy"]
+    assert "secretAsEnv" not in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-deploy"]

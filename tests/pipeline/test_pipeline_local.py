@@ -3,6 +3,11 @@
 import functools
 import http.server
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -127,6 +132,53 @@ def test_a_warm_start_begins_with_the_champions_weights(home: Path, first: Local
     assert carried["new_rows"] == 0
     assert carried["rows"] > 300
     assert carried["parts"] == ["query", "candidate", "ranking"]
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_a_run(home: Path, first: LocalRun) -> None:
+    registry = Registry(address=str(home / "registry"), name="small")
+    before = registry.champion()
+    assert before is not None
+    copy = home.parent / "rolled-back"
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(".lock"))
+    record = copy / "registry" / "small" / "champion.json"
+    left = json.loads(record.read_text(encoding="utf-8")) | {"withdrawn": {before.model: before.version}}
+    record.write_text(json.dumps(left | {"version": "other", "model": "another"}), encoding="utf-8")
+    other = copy / "registry" / "small" / "versions"
+    shutil.copytree(other / before.version, other / "other")
+    again = run(copy)
+    assert "deploy" not in states(again)
+    assert f"{before.version} was rolled back" in again.outputs["gate"]["card"].read_text(encoding="utf-8")
+
+
+def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "pipeline").mkdir()
+    with FileLock(tmp_path / "pipeline" / ".lock"), pytest.raises(PipelineError, match="another run goes on here"):
+        run(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_an_interrupted_run_ends_its_tasks_and_says_so(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "twotower",
+        "pipeline",
+        "run",
+        "--local",
+        str(Path(__file__).with_name("small.toml")),
+    ]
+    process = subprocess.Popen([*command, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("locate")  # The next task is under way.
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    summary = json.loads((tmp_path / "pipeline" / "cancelled" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["state"], summary["name"]) == ("CANCELLED", "small")
+    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in found
 
 
 def test_a_failure_is_one_line_and_reaches_the_exit_handler_and_the_webhook(tmp_path: Path) -> None:

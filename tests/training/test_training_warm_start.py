@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,9 @@ from twotower.errors import ArtifactError, TrainingError
 from twotower.model.exported import ExportedModel
 from twotower.model.joint import JointModel
 from twotower.recipe import Recipe
+from twotower.training.step import TrainState
 from twotower.training.train import Trained, build_model, train
+from twotower.training.validation import Validator
 from twotower.training.warm_start import WEIGHTS, carry_over, save_weights
 
 ITEMS = "candidate_id_item_id"
@@ -132,9 +135,9 @@ def test_a_table_of_another_width_or_size_begins_as_drawn(
     old = drawn(tiny_recipe, dataset, seed=1)
     region, title = 2, 2
     query = [*tiny_recipe.model.query]
-    query[region] = replace(query[region], dim=6)  # type: ignore[call-arg]
+    query[region] = replace(query[region], dim=6)  # type: ignore[arg-type]
     candidate = [*tiny_recipe.model.candidate]
-    candidate[title] = replace(candidate[title], buckets=500)  # type: ignore[call-arg]
+    candidate[title] = replace(candidate[title], buckets=500)  # type: ignore[arg-type]
     changes = {"query": tuple(query), "candidate": tuple(candidate)}
     new, untouched = (drawn(tiny_recipe, dataset, seed=2, **changes) for _ in range(2))
     carried = carry_over(new, keep(old))
@@ -143,7 +146,7 @@ def test_a_table_of_another_width_or_size_begins_as_drawn(
     for name, table in new.tables.items():
         assert (np.asarray(table) == np.asarray((untouched if name in others else old).tables[name])).all(), name
     assert carried.new_rows == sum(len(new.tables[name]) for name in others)
-    assert carried.parts == ("ranking",)
+    assert carried.parts == ("candidate", "ranking"), "the query tower reads a wider region"
 
 
 def test_a_feature_that_the_old_model_did_not_have_begins_as_drawn(
@@ -175,29 +178,29 @@ STILL = {"epochs": 1, "learning_rate": 1e-9, "embedding_learning_rate": 1e-9}
 """A training that hardly moves: what it begins with is what validation sees."""
 
 
-def test_a_warm_start_begins_where_the_old_training_ended(
+def test_a_warm_start_begins_where_the_old_training_ended_and_goes_on_only_from_there(
     tiny_recipe: Recipe, dataset: SplitDataset, tiny_run: Path, tmp_path: Path
 ) -> None:
+    fresh = drawn(tiny_recipe, dataset, seed=tiny_recipe.seed)
+    validator = Validator.build(tiny_recipe.train, fresh, dataset=dataset, seed=tiny_recipe.seed)
+    assert validator is not None
+    first = validator.metrics(
+        TrainState(fresh.weights(), fresh.tables, fresh.states(), accumulators={}, optimizer=[], step=jnp.zeros(()))
+    )
     ended = read_manifest(tiny_run / "model", kind="model")["metadata"]["validation"]
-    warm = fit(tiny_recipe, dataset, tmp_path / "warm", train=STILL, warm_start=tiny_run / "model")
-    fresh = fit(tiny_recipe, dataset, tmp_path / "fresh", train=STILL)
-    assert warm.history[0]["validation_ndcg@10"] == pytest.approx(ended, abs=1e-3)
-    assert warm.history[0]["validation_ndcg@10"] > 1.2 * fresh.history[0]["validation_ndcg@10"]
-    assert warm.history[0]["validation_rmse"] < fresh.history[0]["validation_rmse"]
+
+    warm = fit(tiny_recipe, dataset, tmp_path, train=STILL, warm_start=tiny_run / "model")
+    (entry,) = warm.history
+    assert entry["validation_ndcg@10"] == pytest.approx(ended, abs=1e-3)
+    assert entry["validation_ndcg@10"] > 1.2 * first["ndcg@10"]
+    assert entry["validation_rmse"] < first["rmse"]
     assert warm.carried_over is not None
     assert warm.carried_over.new_rows == 0
-    assert fresh.carried_over is None
 
-
-def test_a_checkpoint_goes_on_only_from_the_start_that_it_had(
-    tiny_recipe: Recipe, dataset: SplitDataset, tiny_run: Path, tmp_path: Path
-) -> None:
-    settings = {"epochs": 1}
-    first = fit(tiny_recipe, dataset, tmp_path, train=settings, warm_start=tiny_run / "model")
     with pytest.raises(TrainingError, match="belongs to a run with another recipe, seed or data"):
-        fit(tiny_recipe, dataset, tmp_path, train=settings, resume=True)
-    again = fit(tiny_recipe, dataset, tmp_path, train=settings, resume=True, warm_start=tiny_run / "model")
-    assert again.history == first.history
+        fit(tiny_recipe, dataset, tmp_path, train=STILL, resume=True)
+    again = fit(tiny_recipe, dataset, tmp_path, train=STILL, resume=True, warm_start=tiny_run / "model")
+    assert again.history == warm.history
 
 
 def without_weights(model: Path, to: Path) -> Path:

@@ -17,6 +17,7 @@ EXTRA_OF = {
     "docker": "pipeline",
     "duckdb": "train",
     "fastapi": "serve",
+    "filelock": "pipeline",
     "ibis": "train",
     "jax": "train",
     "jax2onnx": "train",

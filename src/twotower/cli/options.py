@@ -1,7 +1,8 @@
 """Arguments and options that several commands share."""
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,17 @@ def out(text: str) -> Callable[[Command], Command]:
 
 
 def pair(text: str, *, option: str) -> tuple[str, str]:
-    """Name and value of `NAME=VALUE`, as an option was given it."""
+    """Name and value of `KEY=VALUE`, as an option was given it."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE, as in train.epochs=3.", param_hint=option)
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE, as in train.epochs=3.", param_hint=option)
     return name.strip(), value
+
+
+def variants_of(texts: Sequence[str]) -> list[dict[str, str]]:
+    """What each `--variant KEY=VALUE,KEY=VALUE` sets; a comma within a value, as in `[64,32]`, parts nothing."""
+    pieces = (re.split(r",(?=[a-z_.]+=)", text) for text in texts)
+    return [dict(pair(piece, option="--variant") for piece in each) for each in pieces]
 
 
 def recipe_options(command: Command) -> Command:

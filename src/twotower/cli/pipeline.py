@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from twotower.cli.options import data_option, pair, recipe_options
+from twotower.cli.options import data_option, recipe_options, variants_of
 from twotower.cli.pipeline_server import schedule, status, submit
 from twotower.cli.progress import tell
 
@@ -127,7 +127,7 @@ def run_command(
         "window_days": float(window_days),
         "warm_start": warm_start,
         "webhook": webhook,
-        "variants": [dict(pair(part, option="--variant") for part in text.split(",")) for text in variants] or [{}],
+        "variants": variants_of(variants) or [{}],
         **({"registry": storage.absolute(registry)} if registry else {}),
     }
     started = time.monotonic()

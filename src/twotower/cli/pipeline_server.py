@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from twotower.cli.cluster import seconds
-from twotower.cli.options import pair, recipe_options
+from twotower.cli.options import pair, recipe_options, variants_of
 from twotower.cli.pipeline_progress import COLUMNS, cells, shown, title
 from twotower.cli.progress import tell
 from twotower.errors import PipelineError
@@ -138,7 +138,7 @@ def submit(
             experiment=experiment,
             create_experiment=create_experiment,
             run_name=name,
-            enable_caching=False if no_cache else None,
+            no_cache=no_cache,
             service_account=service_account or profile.service_account,
             **reach,
         )
@@ -228,7 +228,7 @@ def _scheduled(job: dict[str, Any], reach: dict[str, Any], *, cron: str, **optio
             catch_up=not options["no_catchup"],
             enabled=not options["disable"],
             replace=options["replace"],
-            enable_caching=False if options["no_cache"] else None,
+            no_cache=options["no_cache"],
             service_account=options["service_account"] or profile.service_account,
         )
 
@@ -258,6 +258,7 @@ def _compiled(job: Mapping[str, Any]) -> "Iterator[tuple[Path, dict[str, Any], P
     from twotower.pipeline.submit import typed_arguments
 
     profile = load_profile(job["profile"])
+    _refuse_local_places(job, profile)
     with tempfile.TemporaryDirectory() as folder:
         package = job["package"] or Path(folder) / "pipeline.yaml"
         if job["package"] is None:
@@ -266,11 +267,31 @@ def _compiled(job: Mapping[str, Any]) -> "Iterator[tuple[Path, dict[str, Any], P
         yield package, {**_arguments(job), **typed}, profile
 
 
+def _refuse_local_places(job: Mapping[str, Any], profile: "Profile") -> None:
+    """A path of this machine means nothing to a task on a cluster, unless a volume is mounted there.
+
+    Raises:
+        PipelineError: data, registry or a table of the recipe is such a path.
+    """
+    from twotower import storage
+
+    prepare = job["recipe"].prepare
+    places = {"--data": job["data"], "--registry": job["registry"]}
+    if not job["data"] and prepare.source == "files":
+        places |= {"prepare.files.interactions": prepare.files.interactions}
+    for name, place in places.items():
+        if place and not storage.is_address(place) and len(place.split()) == 1 and profile.workspace is None:
+            raise PipelineError(
+                f"{name} = {place!r}: a path of this machine, which no task on a cluster sees. Name an address (s3://, "
+                "gs://, https://), or a workspace volume in the profile."
+            )
+
+
 def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's parameters, those that were said."""
     from twotower.recipe import recipe_toml
 
-    variants = [dict(pair(part, option="--variant") for part in text.split(",")) for text in job["variant"]]
+    variants = variants_of(job["variant"])
     said = {"data": job["data"], "registry": job["registry"], "variants": variants}
     return {"recipe": recipe_toml(job["recipe"]), **{name: value for name, value in said.items() if value}}
 

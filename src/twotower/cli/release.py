@@ -18,7 +18,9 @@ TO = click.option(
     metavar="TARGET",
     help="Where it answers from: a folder, kubernetes:NAMESPACE, or nothing for the registry's record alone.",
 )
-IMAGE = click.option("--image", default="", metavar="IMAGE", help="The serving image, for Kubernetes.")
+IMAGE = click.option(
+    "--image", default="", metavar="IMAGE", help="The serving image, for Kubernetes; by default the one that runs."
+)
 
 
 @click.command()
@@ -42,9 +44,12 @@ def register(recipe: "Recipe", bundle: Path, model: Path, registry: str) -> None
 @recipe_options
 @click.option("--version", required=True, metavar="VERSION", help="As `register` printed it.")
 @registry_option
+@click.option(
+    "--champion", metavar="VERSION", help="What it was held against: refused where another was promoted since."
+)
 @TO
 @IMAGE
-def deploy(recipe: "Recipe", version: str, registry: str, to: str, image: str) -> None:
+def deploy(recipe: "Recipe", version: str, registry: str, champion: str | None, to: str, image: str) -> None:
     """Let a registered version answer: it becomes the champion.
 
     \b
@@ -53,8 +58,10 @@ def deploy(recipe: "Recipe", version: str, registry: str, to: str, image: str) -
     """
     from twotower import steps
 
-    champion = steps.deploy(recipe, version=version, registry=registry, to=to, image=image, watch=tell)
-    click.echo(champion.version)
+    deployed = steps.deploy(
+        recipe, version=version, registry=registry, champion=champion, to=to, image=image, watch=tell
+    )
+    click.echo(deployed.version)
 
 
 @click.command()

@@ -150,7 +150,7 @@ def choose(models: tuple[Path, ...], out: Path) -> None:
 def champion(recipe: "Recipe", registry: str, model: Path) -> None:
     """Say which version a model has to beat: the one that answers now. An empty line where there is none.
 
-    A model is not its own rival: where the champion came from this very model, the one before is told.
+    A model is not its own rival: where the champion came from this very model, the one it was held against is told.
 
     \b
     Example:
@@ -158,7 +158,10 @@ def champion(recipe: "Recipe", registry: str, model: Path) -> None:
     """
     from twotower import steps
 
-    click.echo(steps.champion(recipe, registry=registry, model=model))
+    rival, withdrawn = steps.champion(recipe, registry=registry, model=model)
+    if withdrawn:
+        tell(f"This very model was rolled back as {withdrawn}: the gate will refuse it.")
+    click.echo(rival)
 
 
 @click.command()
@@ -204,8 +207,9 @@ def index(recipe: "Recipe", split: Path, model: Path, out: Path) -> None:
 @directory("--report", "What `evaluate` wrote, with the champion where there is one.")
 @directory("--index", "What `index` wrote.")
 @click.option("--champion", default="", metavar="VERSION", help="The champion's name, for the card.")
+@click.option("--withdrawn", default="", metavar="VERSION", help="This model's version that was rolled back.")
 @out("Where the verdict goes.")
-def gate(recipe: "Recipe", report: Path, index: Path, champion: str, out: Path) -> None:
+def gate(recipe: "Recipe", report: Path, index: Path, champion: str, withdrawn: str, out: Path) -> None:
     """Decide whether the candidate takes the champion's place, by the recipe's `[gate]`; prints the verdict.
 
     \b
@@ -214,7 +218,7 @@ def gate(recipe: "Recipe", report: Path, index: Path, champion: str, out: Path) 
     """
     from twotower import steps
 
-    verdict = steps.gate(recipe, report=report, index=index, champion=champion, out=out)
+    verdict = steps.gate(recipe, report=report, index=index, champion=champion, withdrawn=withdrawn, out=out)
     tell(str(out))
     click.echo(verdict.reason)
 

@@ -28,9 +28,11 @@ def validate(recipe: "Recipe", raw: Path | None, out: Path | None) -> None:
     from twotower.data.profile import profile
 
     if out is not None:
-        steps.validate(recipe, raw=raw, out=out)
+        faults = steps.validate(recipe, raw=raw, out=out)
         click.echo(out)
-        return
+        for fault in faults:
+            click.echo(f"Error: {fault}", err=True)
+        click.get_current_context().exit(2 if faults else 0)
 
     found = profile(recipe.prepare, seed=recipe.seed, raw_from=raw)
     for line in found.lines():

@@ -13,6 +13,8 @@ Object = Mapping[str, Any]
 Kind = Literal["image pull", "pending", "claim", "crash loop", "out of memory", "evicted", "container"]
 
 IMAGE_PULL = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+TRAINING = "jobset.sigs.k8s.io/jobset-name"
+"""Label of the jobs that Kubeflow Trainer makes."""
 CANNOT_START = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
@@ -86,8 +88,14 @@ def workloads_in(objects: Iterable[Object]) -> Workloads:
     unbound = _unbound_claims(found)
     troubles = [trouble for pod in pods if (trouble := pod_trouble(pod, unbound=unbound)) is not None]
     by_pod = {(trouble.namespace, trouble.name): trouble for trouble in troubles}
-    workloads = [_workload(item, pods, by_pod) for item in found if item["kind"] in ("Deployment", "Job")]
+    workloads = [_workload(item, pods, by_pod) for item in found if _counts(item)]
     return Workloads(all=tuple(sorted(workloads, key=lambda each: each.name)), troubles=tuple(troubles))
+
+
+def _counts(item: Object) -> bool:
+    """Whether Kubeflow Pipelines waits for it; a training's job, kept after it ended, is none of its."""
+    of_a_training = TRAINING in item["metadata"].get("labels", {})
+    return item["kind"] == "Deployment" or (item["kind"] == "Job" and not of_a_training)
 
 
 def _workload(item: Object, pods: list[Object], by_pod: Mapping[tuple[str, str], Trouble]) -> Workload:

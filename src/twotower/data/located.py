@@ -5,17 +5,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 
 from twotower import storage
 from twotower.artifact import hash_json
 from twotower.data.config import PrepareConfig
 from twotower.data.fingerprint import fingerprint_source
+from twotower.data.sources.files import TABLES, is_unseen, local_files
 from twotower.data.sources.movielens import FOLDERS
 from twotower.errors import DataError, RecipeError
-
-TABLES = ("interactions", "validation", "test", "users", "items")
-"""Settings of `prepare.files` that name a table."""
 
 
 @contextmanager
@@ -48,22 +47,35 @@ def at_address(config: PrepareConfig, address: str) -> Iterator[PrepareConfig]:
 def source_version(config: PrepareConfig, address: str, *, seed: int) -> str:
     """A hash that changes when what the source would read does.
 
-    Local files count by content. What lies afar counts by the names, sizes and times that its server tells. A
-    simulated world counts by its settings and seed.
+    Local files count by content. What lies afar counts by the names, sizes and times that its server tells; what a
+    query reads from afar cannot be told, and counts as changed each time. A simulated world counts by its settings and
+    seed.
 
     Raises:
         StorageError, DataError: as for `at_address`.
     """
+    found: list[object] = [asdict(config), seed]
+    if config.source == "files" and is_unseen(config.files):
+        found.append(datetime.now(UTC).isoformat())
     if storage.is_address(address) and not address.startswith("file://"):
         names = _web_files(config, address) if _is_web_folder(address) else [address]
-        found: object = {name: storage.fingerprint(name) for name in names}
+        found.append({name: storage.fingerprint(name) for name in names})
+        if not _is_folder(address):  # The other tables are still the recipe's.
+            found.append(_own_tables(replace(config, files=replace(config.files, interactions=""))))
     else:
         with at_address(config, address) as local:
-            # By name and not by path: what was unpacked lies in another folder each time.
-            found = [(Path(path).name, digest) for path, digest in fingerprint_source(local).items()]
+            found.append(_own_tables(local))
+    return hash_json(found)[:16]
+
+
+def _own_tables(config: PrepareConfig) -> list[object]:
+    """What the recipe's own places hold; by name and not by path, as what was unpacked lies elsewhere each time."""
+    found: list[object] = [(Path(path).name, digest) for path, digest in fingerprint_source(config).items()]
+    if config.source == "files":
+        local_files(config.files, data_dir=config.data_dir)
         places = (getattr(config.files, table) for table in TABLES)
-        found = [found, {place: storage.fingerprint(place) for place in places if storage.is_address(place)}]
-    return hash_json({"source": asdict(config), "seed": seed, "found": found})[:16]
+        found += [(place, storage.fingerprint(place)) for place in places if storage.is_address(place)]
+    return found
 
 
 def _here(config: PrepareConfig, address: str, *, scratch: Path) -> Path:
@@ -85,6 +97,7 @@ def _reading(config: PrepareConfig, path: Path, *, address: str) -> PrepareConfi
     """The settings with their files at `path`."""
     if config.source == "files":
         if path.is_dir():
+            _refuse_outside(config, address=address)
             return replace(config, data_dir=str(path))
         return replace(config, files=replace(config.files, interactions=str(path.resolve())))
     folder = FOLDERS[config.source]
@@ -92,6 +105,29 @@ def _reading(config: PrepareConfig, path: Path, *, address: str) -> PrepareConfi
         if (home / folder).is_dir() and path in (home, home / folder):
             return replace(config, data_dir=str(home))
     raise DataError(f"{address}: holds no folder {folder}, which {config.source} is read from. Check the address.")
+
+
+def _refuse_outside(config: PrepareConfig, *, address: str) -> None:
+    """A folder of data holds every table that the recipe names: none may lead out of it, or past it.
+
+    Raises:
+        RecipeError: a table is named by an absolute path, through `..`, by an address or by a query.
+    """
+    for table in TABLES:
+        place = getattr(config.files, table)
+        parts = PurePosixPath(place.replace("\\", "/"))
+        outside = parts.is_absolute() or ".." in parts.parts or ":" in place or len(place.split()) > 1
+        if place and outside:
+            raise RecipeError(
+                f"data {address!r} is a folder, but prepare.files.{table} = {place!r} is no file within one. Name it "
+                "relative to the folder, or leave the address out."
+            )
+
+
+def _is_folder(address: str) -> bool:
+    """Whether an address afar is one of all tables, and not of the interactions alone."""
+    name = _last_part(address)
+    return address.endswith("/") or name.lower().endswith(".zip") or not PurePosixPath(name).suffix
 
 
 def _is_web_folder(address: str) -> bool:
@@ -102,6 +138,7 @@ def _web_files(config: PrepareConfig, address: str) -> list[str]:
     """A web server cannot be asked what a folder holds; the recipe says which files it must."""
     if config.source != "files":
         raise DataError(f"{address}: the files of a web folder cannot be listed. Name a .zip of {config.source}.")
+    _refuse_outside(config, address=address)
     return [address + place for table in TABLES if (place := getattr(config.files, table))]
 
 

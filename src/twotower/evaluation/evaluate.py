@@ -21,7 +21,7 @@ from twotower.evaluation.contenders import Contender, Oracle, TwoStageContender
 from twotower.evaluation.contest import Arena, Outcome, Progress, run, run_two_stage
 from twotower.evaluation.examples import examples
 from twotower.evaluation.labels import evaluate_labels
-from twotower.evaluation.names import CHAMPION
+from twotower.evaluation.names import CHAMPION, lead_k, lead_metrics
 from twotower.evaluation.queries import Queries, seen_pairs, static, successive
 from twotower.evaluation.segments import Segment, segments
 
@@ -138,7 +138,7 @@ def _recent_window(config: EvaluateConfig, dataset: SplitDataset, *, arena: Aren
         middle = config.recent_windows[len(config.recent_windows) // 2]
         return middle, f"Recent popularity looks back {middle:,} interactions: no validation part to choose by."
     parts = (TRAIN, VALIDATION) if by_time else (TRAIN,)
-    k = _lead_k(config.ks)
+    k = lead_k(config.ks)
     known = int((np.isin(dataset.part, parts) & dataset.positive).sum())
     reached: dict[int, float] = {}
     for window in [length for length in config.recent_windows if length < known] or [known]:
@@ -267,16 +267,6 @@ class _Judged:
         ks = tuple({int(metric.split("@")[1]) for metric in self.lead})
         found = metrics.query_metrics(outcome.ranks[part.pairs], kept.relevant_start, ks=ks)
         return {metric: float(found[metric].mean()) for metric in self.lead}
-
-
-def lead_metrics(ks: tuple[int, ...]) -> tuple[str, ...]:
-    """The metrics that come first in the report: quality of the top, and what retrieval brings in all."""
-    k = _lead_k(ks)
-    return (f"ndcg@{k}", f"recall@{max(ks)}", f"hit_rate@{k}", f"mrr@{k}")
-
-
-def _lead_k(ks: tuple[int, ...]) -> int:
-    return 10 if 10 in ks else min(ks)
 
 
 def _pairs(best: str | None, others: list[str]) -> Iterator[tuple[str, str]]:

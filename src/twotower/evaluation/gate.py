@@ -3,15 +3,29 @@
 The differences and their intervals are the report's own: paired over the same resamples of users, on the same queries.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twotower.errors import RecipeError
-from twotower.evaluation.config import GateConfig
-from twotower.evaluation.names import CHAMPION, NAMES, metric_name
+from twotower.evaluation.config import EvaluateConfig, GateConfig
+from twotower.evaluation.names import CHAMPION, NAMES, lead_metrics, metric_name
 
 RECALL_DEPTH = "100"
 """The depth at which the approximate index is held against the exact one."""
+
+
+def refuse_bad_gate(config: GateConfig, evaluate: EvaluateConfig) -> None:
+    """Tell before anything is computed what the gate would miss in the report.
+
+    Raises:
+        RecipeError: a metric that does not lead, a baseline that is not evaluated, or no intervals.
+    """
+    _refuse_other_metric(config, lead_metrics(evaluate.ks))
+    if missing := [name for name in config.baselines if name not in evaluate.baselines]:
+        raise RecipeError(f"gate.baselines: {missing[0]!r} is not evaluated. Add it to evaluate.baselines.")
+    if not evaluate.bootstrap:
+        raise RecipeError("gate: evaluate.bootstrap = 0 gives no intervals to judge by. Set it, 1000 by default.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +57,29 @@ class Verdict:
         return "Refused: " + "; ".join(f"{check.rule}: {check.found}" for check in failed) + "."
 
 
-def gate(config: GateConfig, *, report: dict[str, Any], index: dict[str, Any]) -> Verdict:
+def gate(config: GateConfig, *, report: dict[str, Any], index: dict[str, Any], withdrawn: str = "") -> Verdict:
     """Judge a candidate by its report and by what was measured of its index.
 
     Args:
         config: The rules.
         report: The content of `report.json`; it holds the champion where there is one.
         index: The index's facts, as `build_index` gives them.
+        withdrawn: The version of this very model that was rolled back, where one was.
 
     Raises:
         RecipeError: a rule names a metric, baseline or segment that the report does not have, or the report has no
             intervals.
     """
+    _refuse_other_metric(config, report["lead_metrics"])
     main = report["protocols"][report["main_protocol"]]
-    if config.metric not in report["lead_metrics"]:
-        raise RecipeError(
-            f"gate.metric = {config.metric!r}: the report leads with {', '.join(report['lead_metrics'])}. "
-            "Name one of these."
-        )
     checks = [_beats(config, main, rival) for rival in config.baselines]
     if config.champion and CHAMPION in main["contenders"]:
         checks.append(_beats(config, main, CHAMPION))
     checks += [_reaches(config, main, segment, floor) for segment, floor in config.floors.items()]
     checks.append(_finds(config, index))
+    if withdrawn:
+        found = f"{withdrawn} was rolled back; `twotower deploy` brings it back"
+        checks.append(Check(rule="this model was not withdrawn", found=found, passed=False))
     return Verdict(checks=tuple(checks))
 
 
@@ -85,6 +99,12 @@ def gate_card(verdict: Verdict, *, name: str, champion: str) -> str:
     return "\n".join([*lines, "", ending, ""])
 
 
+def _refuse_other_metric(config: GateConfig, leading: Sequence[str]) -> None:
+    if config.metric not in leading:
+        there = ", ".join(leading)
+        raise RecipeError(f"gate.metric = {config.metric!r}: the report leads with {there}. Name one of these.")
+
+
 def _beats(config: GateConfig, main: dict[str, Any], rival: str) -> Check:
     row = next(
         (
@@ -95,7 +115,9 @@ def _beats(config: GateConfig, main: dict[str, Any], rival: str) -> Check:
         None,
     )
     if row is None:
-        raise RecipeError(f"gate.baselines: the report has no {rival!r}. Add it to evaluate.baselines.")
+        raise RecipeError(
+            f"gate.baselines: the report has no {rival!r}, which was left out of it; its notes say why. Name another."
+        )
     if "interval" not in row:
         raise RecipeError("gate: the report has no intervals. Set evaluate.bootstrap above 0, 1000 by default.")
     low, high = row["interval"]

@@ -38,6 +38,14 @@ class ModelContender:
         self._arrays: tuple[UserLog, QueryArrays] | None = None
         self._last: tuple[Queries, TowerOutput] | None = None
 
+    def missing_columns(self) -> list[str]:
+        """Columns that the model reads and the data does not have: it is asked with missing values there."""
+        features, data = self.model.features, self.dataset
+        there = {"timestamp", *data.users.column_names, *data.context.column_names}
+        query = [encoder.column for encoder in features.query if encoder.column not in there]
+        items = data.items.column_names
+        return query + [encoder.column for encoder in features.candidate if encoder.column not in items]
+
     def score(self, queries: Queries) -> NDArray[np.float32]:
         """`[q, I]` what retrieval orders by."""
         return self.embed(queries).embedding @ self.candidates.embedding.T

@@ -21,3 +21,14 @@ def metric_name(metric: str) -> str:
     known = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "hit_rate": "Hit rate", "recall": "Recall"}
     shown = known.get(name, name)
     return f"{shown}@{k}" if k else shown
+
+
+def lead_metrics(ks: tuple[int, ...]) -> tuple[str, ...]:
+    """The metrics that come first in the report: quality of the top, and what retrieval brings in all."""
+    k = lead_k(ks)
+    return (f"ndcg@{k}", f"recall@{max(ks)}", f"hit_rate@{k}", f"mrr@{k}")
+
+
+def lead_k(ks: tuple[int, ...]) -> int:
+    """The cut-off that leads: 10, or the first of those asked for."""
+    return 10 if 10 in ks else min(ks)

@@ -64,9 +64,9 @@ def _train_job(profile: Profile) -> dict[str, Any]:
         "runtime": job.runtime,
         "requests": {"cpu": job.cpu, "memory": job.memory},
         "limits": {"memory": job.memory} | ({job.gpu_kind: str(job.gpus)} if job.gpus else {}),
-        "env": profile.env,
+        "env": profile.environment,
         "secret_env": {
-            variable: [secret.name, key] for secret in profile.secrets for key, variable in secret.env.items()
+            variable: [secret.name, key] for secret in profile.all_secrets for key, variable in secret.env.items()
         },
         "service_account": job.service_account or "",
         "node_selector": profile.node_selector,

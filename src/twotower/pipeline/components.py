@@ -70,14 +70,15 @@ def fetch(recipe: str, data: str, version: str, raw: Output[Dataset]) -> None:
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def validate(recipe: str, raw: Input[Dataset], page: Output[HTML]) -> None:
-    """Profile the tables and refuse faulty ones; see `twotower.steps.validate`."""
+    """Profile the tables; what is wrong with them stops `prepare`. See `twotower.steps.validate`."""
     from pathlib import Path
 
     from twotower import steps
     from twotower.pipeline import inside
 
     with inside.step("validate"), inside.shown("profile.html", page) as out:
-        steps.validate(inside.read(recipe), raw=Path(raw.path), out=out)
+        for fault in steps.validate(inside.read(recipe), raw=Path(raw.path), out=out):
+            inside.say(f"fault: {fault}")
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -138,7 +139,9 @@ def choose(models: Input[list[Model]], best: Output[Model]) -> str:
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def champion(recipe: str, registry: str, best: Input[Model]) -> str:
+def champion(recipe: str, registry: str, best: Input[Model]) -> NamedTuple(  # type: ignore[valid-type]
+    "Rival", [("version", str), ("withdrawn", str)]
+):
     """Look up the version that answers now; see `twotower.steps.champion`."""
     from pathlib import Path
 
@@ -146,7 +149,8 @@ def champion(recipe: str, registry: str, best: Input[Model]) -> str:
     from twotower.pipeline import inside
 
     with inside.step("champion"):
-        return steps.champion(inside.read(recipe), registry=registry, model=Path(best.path))
+        rival = steps.champion(inside.read(recipe), registry=registry, model=Path(best.path))
+        return inside.Rival(*rival)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -195,7 +199,14 @@ def index(
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def gate(recipe: str, report: Input[Artifact], found: Input[Artifact], champion: str, card: Output[Markdown]) -> str:
+def gate(
+    recipe: str,
+    report: Input[Artifact],
+    found: Input[Artifact],
+    champion: str,
+    withdrawn: str,
+    card: Output[Markdown],
+) -> str:
     """Promote or refuse the candidate; see `twotower.steps.gate`."""
     from pathlib import Path
 
@@ -204,7 +215,12 @@ def gate(recipe: str, report: Input[Artifact], found: Input[Artifact], champion:
 
     with inside.step("gate"), inside.shown("card.md", card) as out:
         verdict = steps.gate(
-            inside.read(recipe), report=Path(report.path), index=Path(found.path), champion=champion, out=out
+            inside.read(recipe),
+            report=Path(report.path),
+            index=Path(found.path),
+            champion=champion,
+            withdrawn=withdrawn,
+            out=out,
         )
         inside.say(verdict.reason)
         return inside.PROMOTED if verdict.promoted else inside.REFUSED
@@ -264,16 +280,22 @@ def register(recipe: str, sealed: Input[Model], best: Input[Model], registry: st
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def deploy(recipe: str, version: str, registry: str, to: str, image: str) -> str:
+def deploy(recipe: str, version: str, registry: str, champion: str, to: str, image: str) -> str:
     """Let the version answer; see `twotower.steps.deploy`."""
     from twotower import steps
     from twotower.pipeline import inside
 
     with inside.step("deploy"):
-        champion = steps.deploy(
-            inside.read(recipe), version=version, registry=registry, to=to, image=image, watch=inside.say
+        deployed = steps.deploy(
+            inside.read(recipe),
+            version=version,
+            registry=registry,
+            champion=champion,
+            to=to,
+            image=image,
+            watch=inside.say,
         )
-        return champion.version
+        return deployed.version
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

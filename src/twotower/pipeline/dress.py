@@ -49,6 +49,12 @@ TITLES = {
 }
 """What a person reads in the UI."""
 LONGEST_BACKOFF = "3600s"
+UNITS = {"": 1.0, "m": 1e-3} | {
+    letter + ending: float(base**power)
+    for power, letter in enumerate("KMGT", start=1)
+    for ending, base in (("", 1000), ("i", 1024))
+}
+"""Ending of a Kubernetes quantity -> factor."""
 
 
 def dress(task: dsl.PipelineTask, step: str, *, profile: Profile) -> dsl.PipelineTask:
@@ -71,7 +77,7 @@ def dress(task: dsl.PipelineTask, step: str, *, profile: Profile) -> dsl.Pipelin
         backoff_max_duration=LONGEST_BACKOFF,
     )
     kubernetes.set_timeout(task, 60 * settings.timeout_minutes)
-    for name, value in profile.env.items():
+    for name, value in profile.environment.items():
         task.set_env_variable(name, value)
     _place(task, profile)
     return task
@@ -83,12 +89,34 @@ def settings_of(step: str, profile: Profile) -> TaskSettings:
     for layer in (OF_STEP.get(step), profile.tasks.get("default"), profile.tasks.get(step)):
         if layer is not None:
             found = replace(found, **{key: value for key, value in asdict(layer).items() if value is not None})
-    return found
+    if step == "train" and profile.train_job is not None:
+        # The task waits for the job; were it ended first, its retry would begin the job anew.
+        found = replace(found, timeout_minutes=max(found.timeout_minutes or 0, profile.train_job.timeout_minutes + 15))
+    return _with_limits_above_requests(found)
+
+
+def _with_limits_above_requests(settings: TaskSettings) -> TaskSettings:
+    """The settings with requests lowered to the limits, where a profile sets a limit below our own request."""
+    assert settings.cpu_request is not None
+    assert settings.cpu_limit is not None
+    assert settings.memory_request is not None
+    assert settings.memory_limit is not None
+    return replace(
+        settings,
+        cpu_request=min(settings.cpu_request, settings.cpu_limit, key=_amount),
+        memory_request=min(settings.memory_request, settings.memory_limit, key=_amount),
+    )
+
+
+def _amount(quantity: str) -> float:
+    """Cores or bytes of a Kubernetes quantity."""
+    number = quantity.rstrip("mKMGTi")
+    return float(number) * UNITS[quantity.removeprefix(number)]
 
 
 def _place(task: dsl.PipelineTask, profile: Profile) -> None:
     """What only a cluster knows."""
-    for secret in profile.secrets:
+    for secret in profile.all_secrets:
         kubernetes.use_secret_as_env(task, secret.name, secret.env, optional=secret.optional)
     for key, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, key, value)

@@ -9,6 +9,9 @@ from twotower.made_from import code_version
 PIPELINE, SERVE = "twotower-pipeline", "twotower-serve"
 """Targets of the Dockerfile, and names of what it builds."""
 
+OF_THE_IMAGE = ("src", "deploy", "requirements", "pyproject.toml", "Dockerfile")
+"""What the images are built from."""
+
 
 def tagged(name: str = PIPELINE) -> str:
     """The image of a target for this code: the git hash of a checkout without changes, else a hash of the code."""
@@ -23,7 +26,7 @@ def code_tag() -> str:
 def _git_hash() -> str:
     """The first 12 digits of the commit; "" outside of a checkout, or where the code was changed since."""
     root = Path(__file__).parents[3]
-    if not (root / ".git").exists() or _git(root, "status", "--porcelain", "--", "src"):
+    if not (root / ".git").exists() or _git(root, "status", "--porcelain", "--", *OF_THE_IMAGE):
         return ""
     return _git(root, "rev-parse", "--short=12", "HEAD")
 

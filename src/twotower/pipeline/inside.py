@@ -21,12 +21,15 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from twotower import artifact, steps, storage
-from twotower.errors import RecipeError, TwotowerError
+from twotower.errors import ArtifactError, RecipeError, TwotowerError
+from twotower.evaluation.gate import refuse_bad_gate
 from twotower.pipeline.local_log import FAULT, SAID
 from twotower.recipe import Recipe, load_recipe, read_recipe, recipe_toml, recipe_tree
 
 PROMOTED, REFUSED = "promoted", "refused"
 """The gate's verdict, as the pipeline's condition reads it."""
+STATES = {"COMPLETE": "SUCCEEDED", "SUCCEEDED": "SUCCEEDED", "FAILED": "FAILED", "CANCELED": "CANCELLED"}
+"""How kfp's local runner, and the metadata store behind a server, call a run's end -> our word; others stay."""
 LONGEST_METADATA = 300
 """Characters of a metadata value; what is longer belongs into a file."""
 
@@ -50,6 +53,13 @@ class Located(NamedTuple):
     """Each training: `recipe`, the part of a variant that trains, and `start`, the address of a model or ""."""
 
 
+class Rival(NamedTuple):
+    """What `champion` hands on."""
+
+    version: str
+    withdrawn: str
+
+
 @contextmanager
 def step(name: str) -> Iterator[None]:
     """The frame of a task: a fault that the user can mend is one line and code 2, a bug keeps its traceback."""
@@ -57,7 +67,9 @@ def step(name: str) -> Iterator[None]:
     try:
         yield
     except TwotowerError as fault:
-        say(f"{FAULT}{name}: {fault}")
+        # A cache knows that an artifact is there, not that it is whole.
+        cached = " If it came from a cache, run once with --no-cache." if isinstance(fault, ArtifactError) else ""
+        say(f"{FAULT}{name}: {fault}{cached}")
         sys.exit(2)
     say(f"{name} took {time.perf_counter() - started:.1f} s")
 
@@ -97,6 +109,7 @@ def start_of(recipe: Recipe, registry: str) -> str:
 
 def located(recipe: Recipe, variants: Sequence[Mapping[str, Any]], *, data: str, start: str) -> Located:
     """What the run will work on; a recipe without variants is the only one."""
+    refuse_bad_gate(recipe.gate, recipe.evaluate)
     trainings = [_variant(recipe, variant) for variant in variants] or [recipe]
     return Located(
         recipe=recipe_toml(recipe),
@@ -149,7 +162,11 @@ def outcome(recipe: str, settings: Mapping[str, Any], status: Any) -> Any:
     except TwotowerError:
         name = ""
     run = str(status.pipeline_job_resource_name).rpartition("/")[2]
-    return Outcome(run=run, name=name, state=str(status.state), error=str(status.error_message or ""))
+    state = STATES.get(str(status.state).upper(), str(status.state))
+    error = str(status.error_message or "")
+    if state == "FAILED" and not error:
+        error = "a task failed; the run's page shows which"
+    return Outcome(run=run, name=name, state=state, error=error)
 
 
 @contextmanager
@@ -174,6 +191,7 @@ def show(source: Path, page: Any) -> None:
 def note(output: Any, **more: str) -> None:
     """Put what the directory's manifest says into the artifact's metadata, for a person to see in the UI."""
     manifest = json.loads((Path(output.path) / artifact.MANIFEST).read_text(encoding="utf-8"))
+    more = {key: storage.shown(value) for key, value in more.items()}
     found = {
         **manifest["metadata"],
         **more,

@@ -5,22 +5,25 @@ the cache; the image's tag is a hash of the code, so a change of code is a chang
 """
 
 import json
-import logging
+import os
 import shutil
+import signal
+import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twotower.errors import PipelineError
+from twotower.errors import PipelineError, TwotowerError
 from twotower.pipeline.image import PIPELINE, code_tag
-from twotower.pipeline.local_log import FAULT, LocalLog, TaskEnd
+from twotower.pipeline.interrupts import terminated_as_interrupt
+from twotower.pipeline.local_log import LOG, TaskEnd
 from twotower.pipeline.profile import Profile, TaskSettings
 
-LOG = "run.log"
+ENDS_WITHIN_S = 10.0
+"""Seconds that interrupted tasks get to end by themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,8 @@ class LocalRun:
 
     ends: tuple[TaskEnd, ...]
     """Every task's end, in order."""
-    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Task -> output -> the path of an artifact, or the value of a parameter."""
+    outputs: dict[str, dict[str, Path]]
+    """Task -> artifact -> where it lies."""
 
     @property
     def all_cached(self) -> bool:
@@ -46,8 +49,6 @@ def local_profile(*, registry: Path, deploy_to: Path, image: str | None = None) 
         image=image or f"{PIPELINE}:{code_tag()}",
         registry=str(registry.resolve()),
         deploy_to=str(deploy_to.resolve()),
-        env={},
-        secrets=(),
         retry_backoff_seconds=1,
         tasks={"default": TaskSettings(retries=1)},
     )
@@ -65,6 +66,8 @@ def run_local(
 ) -> LocalRun:
     """Run the pipeline below one directory.
 
+    Interrupted, it ends all tasks, tells the webhook, and leaves what is finished in the cache.
+
     Args:
         arguments: Pipeline parameters.
         profile: As for a cluster; requests and limits have no effect here.
@@ -75,116 +78,108 @@ def run_local(
         line: Told each line that a task prints.
 
     Raises:
-        PipelineError: a task failed; the message holds its fault, or the end of its output.
+        PipelineError: a task failed, and the message holds its fault or the end of its output; or another run goes on
+            in the same directory.
     """
-    from kfp import local
-
-    from twotower.pipeline.compile import pipeline_for
-
-    root = out.resolve() / "pipeline"
-    root.mkdir(parents=True, exist_ok=True)
-    ends: list[TaskEnd] = []
-
-    def note(end: TaskEnd) -> None:
-        ends.append(end)
-        ended(end)
-
-    with (root / LOG).open("w", encoding="utf-8") as file, _quiet():
-        log = LocalLog(file, ended=note, line=line)
-        local.init(
-            _docker_runner(out, arguments) if in_docker else _process_runner(),
-            pipeline_root=str(root),
-            workspace_root=str(root / ".workspace"),
-            enable_caching=cached,
-            cache_root=str(root / ".cache"),
-        )
-        try:
-            with _listening(log):
-                pipeline_for(profile)(**arguments)
-        except RuntimeError as fault:
-            if not log.failed:
-                raise
-            raise PipelineError(_failure(log, root / LOG)) from fault
-    return LocalRun(ends=tuple(ends), outputs=_outputs(log, ends, root=root))
-
-
-def _process_runner() -> Any:
-    from kfp import local
-
-    if shutil.which("sh") is None:
+    if not in_docker and shutil.which("sh") is None:
         raise PipelineError(
             "pipeline run --local: kfp starts its tasks by `sh`, which is not on the PATH. On Windows install Git, "
-            "whose folder usr\\bin has it, or go the same path by `twotower run`."
+            "whose folder usr\\bin has it, or go the short path by `twotower run`."
         )
-    return local.SubprocessRunner(use_venv=False)
-
-
-def _docker_runner(out: Path, arguments: Mapping[str, Any]) -> Any:
-    """Containers that see the run's directory, and the data where that is a path of this machine, under their names."""
-    from docker.types import Mount
-
-    from twotower import storage
-    from twotower.pipeline.docker_runner import truthful_docker_runner
-
-    places = {str(out.resolve()): False}
-    for name, read_only in (("data", True), ("registry", False)):
-        place = arguments.get(name, "")
-        if place and not storage.is_address(place):
-            places[storage.absolute(place)] = read_only
-    for place, read_only in places.items():
-        if not read_only:
-            Path(place).mkdir(parents=True, exist_ok=True)
-    mounts = [Mount(place, place, type="bind", read_only=read_only) for place, read_only in places.items()]
-    return truthful_docker_runner(mounts=mounts)
+    root = out.resolve() / "pipeline"
+    root.mkdir(parents=True, exist_ok=True)
+    job = {"arguments": dict(arguments), "root": str(root), "cached": cached, "in_docker": in_docker}
+    ends: list[TaskEnd] = []
+    outputs: dict[str, dict[str, Path]] | None = None
+    with _alone(root), terminated_as_interrupt(), _child(job, profile) as told:
+        try:
+            for event in told:
+                if "end" in event:
+                    ends.append(TaskEnd(**event["end"]))
+                    ended(ends[-1])
+                elif "line" in event:
+                    line(event["line"])
+                elif "fault" in event:
+                    raise PipelineError(event["fault"])
+                else:
+                    outputs = {
+                        task: {name: Path(path) for name, path in found.items()}
+                        for task, found in event["outputs"].items()
+                    }
+        except KeyboardInterrupt:
+            _tell_of_cancelled(arguments, profile=profile, root=root)
+            raise
+    if outputs is None:
+        raise PipelineError(f"the local runner ended before the pipeline did. What it printed: {root / LOG}")
+    return LocalRun(ends=tuple(ends), outputs=outputs)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without kfp's warnings that requests, limits and titles have no effect on one machine: they are for a cluster."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _alone(root: Path) -> Iterator[None]:
+    """The one run in this directory: two would take each other's results for theirs."""
+    from filelock import FileLock, Timeout
 
-
-@contextmanager
-def _listening(log: LocalLog) -> Iterator[None]:
-    """Let kfp's standard output and its log go to `log`."""
-    root = logging.getLogger()
-    level = root.level
-    root.addFilter(log)
-    root.setLevel(logging.INFO)
+    lock = FileLock(root / ".lock")
     try:
-        with redirect_stdout(log):
-            yield
+        lock.acquire(timeout=0)
+    except Timeout as fault:
+        raise PipelineError(f"{root.parent}: another run goes on here. Wait for it, or name another --out.") from fault
+    try:
+        yield
     finally:
-        root.removeFilter(log)
-        root.setLevel(level)
+        lock.release()
 
 
-def _failure(log: LocalLog, path: Path) -> str:
-    """Which task failed first and why, in one line; of a bug, the end of what it printed goes to stderr before."""
-    task, tail = next(iter(log.failed.items()))
-    fault = next((line.removeprefix(FAULT) for line in reversed(tail) if line.startswith(FAULT)), None)
-    if fault is not None:
-        return f"{fault.rstrip('.')}. (Step {task} of {path})"
-    sys.stderr.write("\n".join([*tail, ""]))
-    return f"step {task} failed: {tail[-1] if tail else 'it printed nothing'}. The whole log: {path}"
+@contextmanager
+def _child(job: Mapping[str, Any], profile: Profile) -> Iterator[Iterator[dict[str, Any]]]:
+    """What the process with kfp in it tells; with the block, it and all its tasks end."""
+    command = [sys.executable, "-m", "twotower.pipeline.local_child"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", **_group_of_its_own()
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with process.stdin as stdin:
+            json.dump({**job, "profile": profile.tree()}, stdin)
+        yield (json.loads(text) for text in process.stdout)
+        process.wait()
+    finally:
+        _end_group(process)
 
 
-def _outputs(log: LocalLog, ends: list[TaskEnd], *, root: Path) -> dict[str, dict[str, Any]]:
-    """What each task gave: of those that ran, from their folders; of the others, from the cache."""
-    runs = sorted(path for path in root.glob("twotower-*") if path.is_dir())
-    found: dict[str, dict[str, Any]] = {}
-    for end in ends:
-        if end.state == "cached":
-            entry = next(iter((root / ".cache").glob(f"{log.keys[end.task]}*.json")))
-            cached = json.loads(entry.read_text(encoding="utf-8"))
-            found[end.task] = {name: _value(value) for name, value in cached.items()}
-        elif end.state == "done" and runs:
-            folders = sorted(runs[-1].glob(f"{end.task}-*")) or sorted(runs[-1].glob(end.task))
-            found[end.task] = {path.name: path for folder in folders[-1:] for path in folder.iterdir()}
-    return found
+def _group_of_its_own() -> dict[str, Any]:
+    """So that Ctrl-C reaches us alone: kfp would take an interrupted task for one to be tried again."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
-def _value(value: Any) -> Any:
-    return Path(value["uri"]) if isinstance(value, dict) and "uri" in value else value
+def _end_group(process: "subprocess.Popen[str]") -> None:
+    """End the process and everything that it started: politely, then not."""
+    if sys.platform == "win32":
+        if process.poll() is None:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
+        process.wait()
+        return
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDS_WITHIN_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tell_of_cancelled(arguments: Mapping[str, Any], *, profile: Profile, root: Path) -> None:
+    """What the exit task would have told, had it come to it."""
+    from twotower import steps
+    from twotower.recipe import load_recipe
+    from twotower.release.summary import Outcome
+
+    with suppress(TwotowerError):
+        name = load_recipe(arguments.get("recipe"), arguments.get("settings", {})).name
+        outcome = Outcome(run=root.parent.name, name=name, state="CANCELLED", error="interrupted")
+        registry = arguments.get("registry") or profile.registry
+        steps.summarize(outcome, registry=registry, webhook=arguments.get("webhook", ""), out=root / "cancelled")

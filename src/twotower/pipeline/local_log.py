@@ -18,6 +18,8 @@ SAID = "twotower| "
 """Begins each line that a task of ours tells, among those of kfp's own executor."""
 FAULT = "Fault in "
 """Begins the line by which a task tells a fault that the user can mend."""
+LOG = "run.log"
+"""The whole log of a run, below its directory."""
 TAIL = 40
 """Lines of a failed task's output that are kept for the message."""
 

@@ -75,18 +75,20 @@ def build_pipeline(dress: Dress, *, registry: str, deploy_to: str, serve_image: 
                 model = task("train", training=training, parts=parts, train_job=train_job).outputs["model"]
             chosen = task("choose", models=dsl.Collected(model))
             best = chosen.outputs["best"]
-            rival = task("champion", recipe=whole, registry=registry, best=best).output
+            rival = task("champion", recipe=whole, registry=registry, best=best).outputs
             judging, search = located.outputs["judging"], located.outputs["search"]
             report = task(
-                "evaluate", recipe=judging, parts=parts, best=best, champion=rival, registry=registry
+                "evaluate", recipe=judging, parts=parts, best=best, champion=rival["version"], registry=registry
             ).outputs["report"]
             found = task("index", recipe=search, parts=parts, best=best).outputs["found"]
-            gated = task("gate", recipe=whole, report=report, found=found, champion=rival)
+            held = {"champion": rival["version"], "withdrawn": rival["withdrawn"]}
+            gated = task("gate", recipe=whole, report=report, found=found, **held)
             with dsl.If(gated.outputs["Output"] == PROMOTED, name=PROMOTED):
                 made_of = {"parts": parts, "best": best, "found": found, "report": report}
                 sealed = task("bundle", recipe=whole, trained=chosen.outputs["Output"], **made_of).outputs["sealed"]
                 asked = task("smoke_test", sealed=sealed)
                 kept = task("register", recipe=whole, sealed=sealed, best=best, registry=registry).after(asked)
-                task("deploy", recipe=whole, version=kept.output, registry=registry, to=deploy_to, image=serve_image)
+                target = {"to": deploy_to, "image": serve_image, "champion": rival["version"]}
+                task("deploy", recipe=whole, version=kept.output, registry=registry, **target)
 
     return twotower

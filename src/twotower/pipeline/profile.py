@@ -3,17 +3,23 @@
 The pipeline's own code knows nothing of GPUs, node selectors, tolerations, volumes, secrets and service accounts.
 """
 
+import json
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from twotower.data.schema import STRICT
 from twotower.errors import PipelineError
 from twotower.pipeline.image import SERVE, tagged
+
+Cores = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?$|^\d+m$")]
+"""`2`, `0.5` or `500m`."""
+Memory = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?[KMGT]i?$")]
+"""`512Mi` or `8G`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +28,13 @@ class TaskSettings:
 
     __pydantic_config__ = STRICT
 
-    cpu_request: str | None = None
+    cpu_request: Cores | None = None
     """Cores that are kept free for it, as in `500m`."""
-    cpu_limit: str | None = None
+    cpu_limit: Cores | None = None
     """Cores that it may use at most."""
-    memory_request: str | None = None
+    memory_request: Memory | None = None
     """Memory that is kept free for it, as in `1Gi`."""
-    memory_limit: str | None = None
+    memory_limit: Memory | None = None
     """Memory above which it is killed."""
     gpus: Annotated[int, Ge(0)] | None = None
     """How many it gets for itself."""
@@ -48,12 +54,12 @@ class Toleration:
 
     key: str
     """The taint's key."""
-    operator: str = "Exists"
+    operator: Literal["Exists", "Equal"] = "Exists"
     """`Exists`, or `Equal` to compare the value."""
     value: str = ""
     """The taint's value, for `Equal`."""
-    effect: str = ""
-    """`NoSchedule`, `PreferNoSchedule` or `NoExecute`; empty for all."""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    """Empty for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,7 @@ class Secret:
     """Whether a task may start without it."""
 
 
+STORE = "s3://mlpipeline/"
 STORE_ENV = {"AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow:9000", "AWS_REGION": "us-east-1"}
 STORE_SECRET = Secret(
     name="mlpipeline-minio-artifact",
@@ -103,9 +110,9 @@ class TrainJobSettings:
     """How many train together."""
     runtime: str = "jax-distributed"
     """Name of the ClusterTrainingRuntime."""
-    cpu: str = "2"
+    cpu: Cores = "2"
     """Cores of each node."""
-    memory: str = "4Gi"
+    memory: Memory = "4Gi"
     """Memory of each node."""
     gpus: Annotated[int, Ge(0)] = 0
     """Of each node."""
@@ -129,7 +136,7 @@ class Profile:
     """The image that a promoted version is served by."""
     registry: str = "s3://mlpipeline/twotower"
     """Where versions are kept: `s3://...`, `gs://...`, or a folder that every task sees. By default the object store
-    that a standalone Kubeflow Pipelines brings along, which the next two defaults lead to."""
+    that a standalone Kubeflow Pipelines brings along; a registry in its bucket gets its address and key by itself."""
     deploy_to: str = ""
     """Where a promoted version answers from: `kubernetes:NAMESPACE`, a folder, or nothing."""
     service_account: str | None = None
@@ -140,9 +147,9 @@ class Profile:
     """Wait before the first retry; each further one waits twice as long, an hour at most."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of the secrets with which the images are pulled."""
-    env: dict[str, str] = field(default_factory=lambda: dict(STORE_ENV))
+    env: dict[str, str] = field(default_factory=dict)
     """Environment of every task."""
-    secrets: tuple[Secret, ...] = (STORE_SECRET,)
+    secrets: tuple[Secret, ...] = ()
     """Secrets in the environment of every task."""
     node_selector: dict[str, str] = field(default_factory=dict)
     """Labels of the nodes on which the tasks may run."""
@@ -154,6 +161,21 @@ class Profile:
     """Who trains in place of the train task's own pod."""
     tasks: dict[str, TaskSettings] = field(default_factory=dict)
     """Step, or `default`, -> its settings."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`env`, over what leads to Kubeflow's own object store where the registry lies there."""
+        return (STORE_ENV if self.registry.startswith(STORE) else {}) | self.env
+
+    @property
+    def all_secrets(self) -> tuple[Secret, ...]:
+        """`secrets`, and the key of Kubeflow's own object store where the registry lies there."""
+        return (*((STORE_SECRET,) if self.registry.startswith(STORE) else ()), *self.secrets)
+
+    def tree(self) -> dict[str, Any]:
+        """The profile as plain values, which `parse_profile` takes."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
 
 def load_profile(path: Path | None) -> Profile:

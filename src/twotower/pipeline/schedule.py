@@ -8,7 +8,7 @@ from typing import Any
 
 from twotower.errors import PipelineError
 from twotower.pipeline.server import Server, told
-from twotower.pipeline.submit import cached_or_not, find_experiment, read_package
+from twotower.pipeline.submit import find_experiment, read_package, without_cache
 
 SCHEDULED_TIME = "[[ScheduledTime.2006-01-02T15:04:05Z]]"
 """What the server replaces by the moment for which a run was due, in UTC, as in 2026-11-25T03:00:00Z.
@@ -66,7 +66,7 @@ def create_schedule(
     catch_up: bool = True,
     enabled: bool = True,
     replace: bool = False,
-    enable_caching: bool | None = None,
+    no_cache: bool = False,
     service_account: str | None = None,
 ) -> Schedule:
     """Let the server start the compiled pipeline by the clock.
@@ -85,7 +85,7 @@ def create_schedule(
         catch_up: Make up for each moment that was missed while the schedule was off.
         enabled: Whether the clock runs from now on.
         replace: Take the place of a schedule of the same name.
-        enable_caching: Whether tasks may take results from the cache; None leaves that to the pipeline.
+        no_cache: Run every task, also where its result is in the cache.
         service_account: As whom the tasks act in the cluster.
 
     Raises:
@@ -103,7 +103,7 @@ def create_schedule(
             "place with --replace."
         )
     experiment_id = find_experiment(server, experiment, create=create_experiment)
-    with cached_or_not(package, enable_caching) as sent, told(f"schedule {name!r}", server):
+    with without_cache(package, no_cache) as sent, told(f"schedule {name!r}", server):
         made = server.client.create_recurring_run(
             experiment_id=experiment_id,
             job_name=name,

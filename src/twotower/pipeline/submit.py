@@ -36,7 +36,7 @@ def submit_run(
     run_name: str | None = None,
     token: str | None = None,
     cookie: str | None = None,
-    enable_caching: bool | None = None,
+    no_cache: bool = False,
     service_account: str | None = None,
     namespace: str | None = None,
 ) -> SubmittedRun:
@@ -51,7 +51,7 @@ def submit_run(
         run_name: Of the run; by default the pipeline's with the time.
         token: Says who we are; see `connect`.
         cookie: Says who we are to a login before the server.
-        enable_caching: Whether tasks may take results from the cache; None leaves that to the pipeline.
+        no_cache: Run every task, also where its result is in the cache.
         service_account: As whom the tasks act in the cluster.
         namespace: Whose run, on a server for many users.
 
@@ -62,7 +62,7 @@ def submit_run(
     name = run_name or f"{pipeline} {datetime.now():%Y-%m-%d %H-%M-%S}"
     server = connect(host, token=token, cookie=cookie, namespace=namespace)
     experiment_id = find_experiment(server, experiment, create=create_experiment)
-    with cached_or_not(package, enable_caching) as sent, told(f"run {name!r}", server):
+    with without_cache(package, no_cache) as sent, told(f"run {name!r}", server):
         run = server.client.run_pipeline(
             experiment_id=experiment_id,
             job_name=name,
@@ -92,20 +92,20 @@ def read_package(package: Path, arguments: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def cached_or_not(package: Path, enable: bool | None) -> Iterator[Path]:
-    """The package with caching switched for every task, also for those in loops, conditions and exit handlers.
+def without_cache(package: Path, switched_off: bool) -> Iterator[Path]:
+    """The package with caching switched off for every task, also for those in loops, conditions and exit handlers.
 
     kfp's own `enable_caching` reaches the outermost tasks alone.
     """
     import yaml
 
-    if enable is None:
+    if not switched_off:
         yield package
         return
     spec, *others = _documents(package)
     for part in (spec["root"], *spec.get("components", {}).values()):
         for task in part.get("dag", {}).get("tasks", {}).values():
-            task["cachingOptions"] = {"enableCache": True} if enable else {}
+            task["cachingOptions"] = {}
     with tempfile.TemporaryDirectory() as folder:
         switched = Path(folder) / "pipeline.yaml"
         switched.write_text(yaml.safe_dump_all([spec, *others]), encoding="utf-8")

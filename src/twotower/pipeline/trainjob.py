@@ -5,16 +5,14 @@ where it is asked for. Seen in kubeflow/trainer, pkg/apis/trainer/v1alpha1/train
 manifests/base/runtimes/jax_distributed.yaml: the runtime's job and its container are both called `node`.
 """
 
-import contextlib
 import re
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from twotower.errors import PipelineError
+from twotower.pipeline.interrupts import terminated_as_interrupt
 from twotower.pipeline.pods import kubernetes_client
 from twotower.pipeline.trainjob_on_cluster import (
     GROUP,
@@ -129,7 +127,7 @@ def launch_train_job(
     job = TrainJob(
         api_client or kubernetes_client(), spec.name, namespace=spec.namespace, report=report, patience=patience
     )
-    with _terminated_as_interrupt():
+    with terminated_as_interrupt():
         job.start(manifest)
         report(f"TrainJob {spec.namespace}/{spec.name}: {spec.nodes} nodes of {spec.image}")
         try:
@@ -176,20 +174,3 @@ def _runtime_patch(pod: Mapping[str, Any]) -> dict[str, Any]:
         "manager": "twotower.dev/launcher",
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
     }
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """A request to end, as a cluster sends it to a task that is stopped, ends like Ctrl-C: the job is deleted first."""
-    if threading.current_thread() is not threading.main_thread():  # Only there may handlers be set.
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

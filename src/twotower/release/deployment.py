@@ -61,6 +61,7 @@ def apply_serving(
     namespace: str = NAMESPACE,
     context: str | None = None,
     rollout: Rollout = DEFAULT_ROLLOUT,
+    before: Served | None = None,
 ) -> Served | None:
     """Have the bundle answer, and give what answered before; None where nothing did.
 
@@ -74,15 +75,20 @@ def apply_serving(
         namespace: Where to; it has to be there unless the caller may make it.
         context: Of the kubeconfig; by default the current one, or the cluster that this runs in.
         rollout: How long to wait.
+        before: What to put back, where it is known better than what stands there now.
 
     Raises:
         ClusterError: no cluster, no right to it, or the bundle does not come up.
     """
     with connect(namespace=namespace, context=context) as cluster:
-        before = _served(cluster)
+        before = before or _served(cluster)
         wanted = Served(bundle=bundle_address, image=image)
         _apply(cluster, wanted, report=report)
-        if (fault := _follow(cluster, wanted, rollout=rollout, report=report)) is not None:
+        try:
+            fault = _follow(cluster, wanted, rollout=rollout, report=report)
+        except ClusterError as told:  # Whether it came up cannot be seen, so it counts as one that did not.
+            fault = str(told)
+        if fault is not None:
             raise ClusterError(f"{fault} {_put_back(cluster, before, wanted=wanted, report=report)}")
         return before
 

@@ -10,10 +10,9 @@ A registry is a folder or an object store. Versions are never changed once they 
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from twotower import artifact, storage
 from twotower.bundle_config import KIND, MODEL_KEY, bundle_id
@@ -32,6 +31,10 @@ class Champion:
     """Fingerprint of the model in it: the same training gives the same."""
     previous: str | None
     """The version before, for a rollback."""
+    rival: str = ""
+    """The version that it was held against; "" where there was none."""
+    withdrawn: dict[str, str] = field(default_factory=dict)
+    """Model -> version, of those that were rolled back: no run promotes them again by itself."""
     sequence: int
     """How often the champion has changed."""
     since: str
@@ -81,7 +84,12 @@ class Registry:
         champion = self.champion()
         if champion is None:
             return ""
-        return (champion.previous or "") if champion.model == model else champion.version
+        return champion.rival if champion.model == model else champion.version
+
+    def withdrawn(self, model: str) -> str:
+        """The version of a model that was rolled back, and may not come back by itself; "" where it was not."""
+        champion = self.champion()
+        return champion.withdrawn.get(model, "") if champion else ""
 
     def add(self, bundle: Path, *, model: Path) -> str:
         """Keep a bundle and its model as a version; gives the version, also where it is there already.
@@ -96,16 +104,47 @@ class Registry:
                 _upload_sealed(source, address)
         return version
 
-    def promote(self, version: str) -> Champion:
+    def promote(self, version: str, *, rival: str | None = None) -> Champion:
         """Make a version the champion; the one before can be rolled back to. Does nothing where it is already.
 
+        Args:
+            version: As `add` gave it.
+            rival: The version that it was held against, "" for none; without, by whoever asks, held against nothing.
+
         Raises:
-            ArtifactError: there is no such version.
+            ArtifactError: there is no such version, or another one was promoted since it was judged.
         """
         before = self.champion()
         if before is not None and before.version == version:
             return before
-        return self._write(version, previous=before.version if before else None, before=before)
+        model = self.refuse_promotion(version, rival=rival)
+        withdrawn = {key: value for key, value in before.withdrawn.items() if key != model} if before else {}
+        before_version = before.version if before else None
+        return self._write(
+            Champion(
+                version=version,
+                model=model,
+                previous=before_version,
+                rival=(before_version or "") if rival is None else rival,
+                withdrawn=withdrawn,
+                sequence=before.sequence + 1 if before else 1,
+                since=_now(),
+            )
+        )
+
+    def refuse_promotion(self, version: str, *, rival: str | None) -> str:
+        """Tell, before anything is rolled out, why a version cannot be promoted; gives its model.
+
+        Raises:
+            ArtifactError: as for `promote`.
+        """
+        model, now = self._model_of(version), self.champion()
+        if rival is not None and now is not None and now.model != model and now.version != rival:
+            raise ArtifactError(
+                f"{self._champion_address()}: {now.version} was promoted since {version} was held against "
+                f"{rival or 'nothing'}. Run again, so that it is held against the champion of now."
+            )
+        return model
 
     def before_champion(self) -> str:
         """The version before the champion.
@@ -122,33 +161,53 @@ class Registry:
     def roll_back(self) -> Champion:
         """Make the version before the champion the champion again; a second call undoes the first.
 
+        The version that is left is withdrawn, unless it is the undoing.
+
         Raises:
             ArtifactError: there is none before.
         """
         previous, before = self.before_champion(), self.champion()
         assert before is not None
-        return self._write(previous, previous=before.version, before=before)
+        model = self._model_of(previous)
+        undoes = model in before.withdrawn
+        left = {} if undoes else {before.model: before.version}
+        return self._write(
+            Champion(
+                version=previous,
+                model=model,
+                previous=before.version,
+                withdrawn={key: value for key, value in before.withdrawn.items() if key != model} | left,
+                sequence=before.sequence + 1,
+                since=_now(),
+            )
+        )
 
     def versions(self) -> list[str]:
-        """The versions in a registry that is a folder, the oldest first."""
-        folder = storage.local_path(storage.join(self.address, self.name, "versions"))
-        found = [path for path in folder.glob("*") if (path / artifact.MANIFEST).is_file()]
-        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+        """The versions there are, sorted by name."""
+        names = storage.folders(storage.join(self.address, self.name, "versions"))
+        return [name for name in names if storage.exists(storage.join(self.version_address(name), artifact.MANIFEST))]
 
-    def _write(self, version: str, *, previous: str | None, before: Champion | None) -> Champion:
-        manifest = _read_manifest(self.version_address(version))
-        champion = Champion(
-            version=version,
-            model=manifest["metadata"].get(MODEL_KEY, ""),
-            previous=previous,
-            sequence=before.sequence + 1 if before else 1,
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+    def _model_of(self, version: str) -> str:
+        address = self.version_address(version)
+        try:
+            manifest = json.loads(storage.read_bytes(storage.join(address, artifact.MANIFEST)))
+        except (StorageError, ValueError) as fault:
+            there = ", ".join(self.versions()) or "none"
+            raise ArtifactError(
+                f"{address}: no version of a bundle. `twotower register` adds one; there are: {there}."
+            ) from fault
+        return str(manifest["metadata"].get(MODEL_KEY, ""))
+
+    def _write(self, champion: Champion) -> Champion:
         storage.write_bytes(self._champion_address(), json.dumps(asdict(champion), indent=1).encode() + b"\n")
         return champion
 
     def _champion_address(self) -> str:
         return storage.join(self.address, self.name, CHAMPION)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _upload_sealed(source: Path, address: str) -> None:
@@ -159,11 +218,3 @@ def _upload_sealed(source: Path, address: str) -> None:
         (aside / artifact.MANIFEST).unlink()
         storage.upload(aside, address)
     storage.write_bytes(storage.join(address, artifact.MANIFEST), (source / artifact.MANIFEST).read_bytes())
-
-
-def _read_manifest(address: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(storage.join(address, artifact.MANIFEST)))
-    except (StorageError, ValueError) as fault:
-        raise ArtifactError(f"{address}: no version of a bundle. `twotower register` adds one.") from fault
-    return found

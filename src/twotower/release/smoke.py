@@ -1,5 +1,6 @@
 """Whether a bundle serves: a real server is started on it and asked, over HTTP, what users will ask."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -83,7 +84,7 @@ def smoke_card(asked: Asked) -> str:
 
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
-"""A request's body -> the answer's; a refusal comes back as `{"status": code}`."""
+"""A request's body -> the answer's; a refusal, or none, comes back as `{"status": ...}`."""
 
 
 def _known_user(bundle: Bundle, ask: Ask) -> str:
@@ -162,7 +163,7 @@ def _server(bundle: Path) -> Iterator[Ask]:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
         process = subprocess.Popen(command, stdout=told, stderr=told, stdin=subprocess.DEVNULL, env=environment)
         try:
-            yield _asker(_wait_until_ready(process, told))
+            yield _asker(_wait_until_ready(process, told, bundle=bundle))
         finally:
             process.terminate()
             try:
@@ -172,7 +173,7 @@ def _server(bundle: Path) -> Iterator[Ask]:
                 process.wait()
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", told: Any) -> str:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", told: Any, *, bundle: Path) -> str:
     """The address that the server says it listens on, once it answers there."""
     end = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < end and process.poll() is None:
@@ -184,14 +185,15 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", told: Any) -> str:
         time.sleep(0.05)
     told.seek(0)
     lines = told.read().strip().splitlines() or ["it said nothing"]
-    raise ArtifactError(f"smoke test: the server was not ready within {READY_WITHIN_S:.0f} s: {lines[-1]}")
+    ended = f"ended with code {process.returncode}" if process.returncode else f"is not ready in {READY_WITHIN_S:.0f} s"
+    raise ArtifactError(f"{bundle}: a server on it {ended}: {lines[-1]}")
 
 
 def _answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=ANSWER_WITHIN_S) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, ConnectionError):
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -206,5 +208,7 @@ def _asker(address: str) -> Ask:
                 return found
         except urllib.error.HTTPError as fault:
             return {"status": fault.code}
+        except (OSError, ValueError, http.client.HTTPException) as fault:  # It went down, or talks nonsense.
+            return {"status": f"none ({fault})"}
 
     return ask

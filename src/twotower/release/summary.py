@@ -1,7 +1,7 @@
 """What a run tells when it ends, however it ended: a page for people, JSON for programs, a message to a webhook."""
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,9 @@ def write_summary(outcome: Outcome, *, registry: str, webhook: str, out: Path) -
         registry: Where the champion is looked up; "" for none.
         webhook: An `http(s)://` address that gets the JSON by POST; "" for none.
         out: Made where it does not exist.
+
+    Raises:
+        RecipeError: the webhook is no such address; the summary is written nevertheless.
     """
     content: dict[str, Any] = asdict(outcome) | {"ended": datetime.now(UTC).isoformat(timespec="seconds")}
     content["champion"] = _champion(outcome.name, registry)
@@ -46,6 +49,8 @@ def write_summary(outcome: Outcome, *, registry: str, webhook: str, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "summary.md").write_text(_page(content), encoding="utf-8")
+    if webhook and not webhook.startswith(storage.WEB):
+        raise RecipeError(f"webhook {webhook!r}: no http:// or https:// address. Name one, or leave it out.")
     return content
 
 
@@ -61,15 +66,16 @@ def _champion(name: str, registry: str) -> str | None:
 
 def _tell(webhook: str, content: dict[str, Any]) -> str:
     if not webhook.startswith(storage.WEB):
-        raise RecipeError(f"webhook {webhook!r}: no http:// or https:// address. Name one, or leave it out.")
-    request = urllib.request.Request(webhook, json.dumps(content).encode(), {"Content-Type": "application/json"})
+        return "not told (no http:// or https:// address)"
     try:
+        request = urllib.request.Request(webhook, json.dumps(content).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=WEBHOOK_WITHIN_S) as response:
             return f"told, answered {response.status}"
-    except (urllib.error.URLError, OSError) as fault:
+    except (OSError, ValueError, http.client.HTTPException) as fault:
         return f"not told ({getattr(fault, 'reason', fault)})"
 
 
 def _page(content: dict[str, Any]) -> str:
-    rows = [f"| {key} | {value} |" for key, value in content.items() if value not in ("", None)]
+    told = {key: " ".join(str(value).split()).replace("|", "\\|") for key, value in content.items() if value}
+    rows = [f"| {key} | {value} |" for key, value in told.items()]
     return "\n".join([f"# {content['name'] or 'run'}: {content['state']}", "", "| | |", "|---|---|", *rows, ""])

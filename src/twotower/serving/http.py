@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -47,6 +48,8 @@ from twotower.serving.recommender import Recommender
 
 API_KEY = "TWOTOWER_API_KEY"
 """Where a key is looked for: a program's arguments can be read by every user of its machine."""
+COPY = "twotower-"
+"""Begins the name of a bundle's copy."""
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
 GRACE_S = 20
@@ -313,8 +316,10 @@ def _at_hand(bundle: str, cache: Path | None) -> Iterator[Path]:
     try:
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
+            for left in cache.glob(f"{COPY}*"):  # By a server that was killed; the folder is this server's alone.
+                shutil.rmtree(left, ignore_errors=True)
         # Where open files cannot be removed, the copy stays.
-        made = tempfile.TemporaryDirectory(prefix="twotower-", dir=cache, ignore_cleanup_errors=True)
+        made = tempfile.TemporaryDirectory(prefix=COPY, dir=cache, ignore_cleanup_errors=True)
     except OSError as fault:
         raise TwotowerError(f"--cache {cache}: cannot be written ({fault.strerror}). Name another folder.") from fault
     with made as folder:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.artifact import verify
+from twotower.artifact import read_manifest, verify
 from twotower.data.feature_encoders import FeatureEncoder, MultiCategoryEncoder, VocabularyEncoder
 from twotower.data.fitted_features import FittedFeatures
+from twotower.data.split import TEST, SplitDataset
 from twotower.data.vocabulary import OUT_OF_VOCABULARY
 from twotower.errors import TrainingError
 from twotower.model.encoders import table_name
@@ -40,6 +41,34 @@ def save_weights(model: JointModel, directory: Path) -> None:
     for part, weights in model.weights().items():
         arrays |= {f"{part}/{place:03d}": np.asarray(weight) for place, weight in enumerate(weights)}
     np.savez(directory / WEIGHTS, allow_pickle=False, **arrays)
+
+
+def learned_until(dataset: SplitDataset) -> int:
+    """The moment of the last interaction that training may learn from or be stopped by, in microseconds."""
+    return int(dataset.timestamp[dataset.part != TEST].max())
+
+
+def refuse_leak(directory: Path, *, dataset: SplitDataset, split: str) -> None:
+    """Refuse an earlier model that may have learned from what is now the test part: its figures would be too good.
+
+    Args:
+        directory: What `train` wrote before.
+        dataset: What the new model is judged on.
+        split: Fingerprint of its directory; the same split has the same test part.
+
+    Raises:
+        ArtifactError: no model directory there.
+        TrainingError: the earlier model saw moments that are now tested, or the split is not by time.
+    """
+    metadata = read_manifest(directory, kind="model")["metadata"]
+    if metadata.get("split") == split:
+        return
+    by_time = dataset.metadata.get("protocol") == "time"
+    if not by_time or metadata.get("learned_until_us", np.inf) >= dataset.timestamp[dataset.part == TEST].min():
+        raise TrainingError(
+            f"{directory}: this model may have learned from what is now the test part, so its successor would be "
+            "judged too well. Start afresh, or split by time on a window that has moved on."
+        )
 
 
 def carry_over(model: JointModel, directory: Path) -> CarriedOver:

@@ -17,6 +17,8 @@ from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_
 from twotower.data.tables import GIVEN_PART, INPUT_ROW, PART
 from twotower.errors import DataError, RecipeError
 
+TABLES = ("interactions", "validation", "test", "users", "items")
+"""Settings that name a table."""
 KEYS = ("user_id", "item_id", "timestamp")
 RESERVED = (*KEYS, "positive", PART, GIVEN_PART, INPUT_ROW)
 
@@ -60,6 +62,26 @@ def read_files(database: Database, config: FilesConfig, *, data_dir: str | None)
         title_column=title,
         timestamp_format=config.timestamp_format,
     )
+
+
+def local_files(config: FilesConfig, *, data_dir: str | None) -> dict[str, Path]:
+    """Table -> the file of this machine that the recipe names for it; a query or an address names none.
+
+    Raises:
+        DataError: one of them is not there, or empty.
+    """
+    found = {name: _local(getattr(config, name), data_dir) for name in TABLES if getattr(config, name)}
+    files = {name: path for name, path in found.items() if path is not None}
+    for path in files.values():
+        _refuse_missing(path)
+    return files
+
+
+def is_unseen(config: FilesConfig) -> bool:
+    """Whether a table comes by a query from an address or a server, so that nobody can tell whether it changed."""
+    queries = [place for name in TABLES if _QUERY.match(place := getattr(config, name))]
+    servers = [place for place in config.attach.values() if _local(place, None) is None or not Path(place).exists()]
+    return bool(servers) or any("://" in query for query in queries)
 
 
 def _parts(config: FilesConfig) -> list[str]:
