@@ -93,6 +93,7 @@ def _docker_runner(job: Mapping[str, Any]) -> Any:
 def _listening(log: LocalLog) -> Iterator[None]:
     """Let kfp's standard output and its log go to `log`."""
     root = logging.getLogger()
+    root.addHandler(logging.NullHandler())  # Without any, Python would add one that writes to stderr.
     root.addFilter(log)
     root.setLevel(logging.INFO)
     with redirect_stdout(log):
