@@ -76,7 +76,7 @@ def test_docker(rest: list[str]) -> int:
 
 def docs(rest: list[str]) -> int:
     """Write the generated pages; with --check, only say whether they are up to date."""
-    return execute(PYTHON, "docs/generate.py", *rest)
+    return execute(PYTHON, "docs/generate.py", *rest) or execute(PYTHON, "benchmarks/quality/page.py", *rest)
 
 
 def set_up() -> None:
@@ -126,6 +126,7 @@ def check(_: list[str]) -> int:
         "mypy": (PYTHON, "-m", "mypy", "--no-error-summary"),
         "import-linter": (BIN / "lint-imports", "--no-logo"),
         "generated pages": (PYTHON, "docs/generate.py", "--check"),
+        "quality page": (PYTHON, "benchmarks/quality/page.py", "--check"),
     }
     failed = []
     for name, command in steps.items():

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,6 +15,8 @@ from typing import Any
 
 DIRECTORY = Path(__file__).resolve().parent / "results"
 PACKAGES = ("numpy", "jax", "keras", "onnxruntime", "twotower")
+MEASURED = (":/src", ":/benchmarks", ":(top,exclude)benchmarks/quality/results")
+"""What a figure depends on, as git names it; figures kept before this one are no change."""
 
 # Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -23,8 +27,8 @@ def write(name: str, raw: Mapping[str, Any]) -> Path:
     DIRECTORY.mkdir(exist_ok=True)
     moment = datetime.now(UTC)
     path = DIRECTORY / f"{name}-{moment:%Y%m%dT%H%M%SZ}.json"
-    content = {"name": name, "at": moment.isoformat(timespec="seconds"), "machine": machine(), **raw}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"name": name, "at": moment.isoformat(timespec="seconds"), "commit": commit(), "machine": machine()}
+    path.write_text(json.dumps(content | dict(raw), indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -38,6 +42,21 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def commit() -> str | None:
+    """The commit that a figure was measured at, with `+` where the code differs from it; None outside of git."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    answers = [
+        subprocess.run([git, *words], cwd=DIRECTORY.parent, capture_output=True, text=True, check=False)
+        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", *MEASURED))
+    ]
+    if any(answer.returncode for answer in answers):
+        return None
+    head, changes = (answer.stdout.strip() for answer in answers)
+    return f"{head}+" if changes else head
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:

@@ -14,8 +14,15 @@ BENCHMARKS = {
     "eval-speed": "eval_speed",
     "step-growth": "step_growth",
     "pipeline-overhead": "pipeline_overhead",
+    "quality-ml100k-tfrs": "quality.ml100k_tfrs",
+    "quality-ml100k-stratified": "quality.ml100k_stratified",
+    "quality-ml1m-last-out": "quality.ml1m_last_out",
+    "quality-ml1m-time": "quality.ml1m_time",
+    "quality-ml1m-rmse": "quality.ml1m_rmse",
+    "quality-cold-items": "quality.cold_items",
+    "quality-simulated": "quality.simulated",
 }
-"""Name -> module beside this one."""
+"""Name -> module below this folder."""
 
 
 class Benchmark(Protocol):

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from twotower import artifact
 from twotower.bundle_config import KIND, BundleConfig, bundle_id
+from twotower.data.feature_encoders import SECOND
 from twotower.data.histories import UserLog
 from twotower.data.split import SplitDataset
+from twotower.data.trends import Trends
 from twotower.errors import ArtifactError
 from twotower.index.build import load_index
 from twotower.index.contract import Index
@@ -59,6 +61,8 @@ class Bundle:
     index: Index
     candidates: NDArray[np.float32]
     """`[I, R]` what the ranking head reads of each item."""
+    trends: NDArray[np.float32]
+    """`[I, F]` how popular and how old each item was at the end of the log, which the head reads too."""
     items: pa.Table
     """`I` rows: `item_id` and features."""
     users: pa.Table
@@ -97,6 +101,7 @@ class Bundle:
             model=ExportedModel(directory / "model", threads=1),
             index=load_index(directory / "index"),
             candidates=_load_array(directory / "candidates.npy"),
+            trends=_load_array(directory / "trends.npy"),
             items=pq.read_table(directory / "items.parquet"),
             users=pq.read_table(directory / "users.parquet"),
             popularity=_load_array(directory / "popularity.npy"),
@@ -142,6 +147,7 @@ def write_bundle(
     _copy_exported(model, out / "model")
     _copy_tree(index, out / "index")
     np.save(out / "candidates.npy", vectors, allow_pickle=False)
+    np.save(out / "trends.npy", _latest_trends(dataset, block=exported.trend_block), allow_pickle=False)
     np.save(out / "popularity.npy", popularity(dataset, latest=config.popular_interactions), allow_pickle=False)
     pq.write_table(dataset.items, out / "items.parquet")
     pq.write_table(dataset.users, out / "users.parquet")
@@ -158,6 +164,13 @@ def popularity(dataset: SplitDataset, *, latest: int) -> NDArray[np.float64]:
     positives = dataset.item[dataset.positive]
     ever = np.bincount(positives, minlength=items)
     return np.asarray(np.bincount(positives[-latest:], minlength=items) + ever / (ever.sum() + 1), np.float64)
+
+
+def _latest_trends(dataset: SplitDataset, *, block: int) -> NDArray[np.float32]:
+    """`[I, F]` popularity and age of the items at the end of the log, in blocks as the model learned them."""
+    second = dataset.timestamp[dataset.positive] // SECOND
+    trends = Trends.build(dataset.item[dataset.positive], second, items=len(dataset.item_ids), block=block or None)
+    return trends.latest()
 
 
 def _describe(dataset: SplitDataset, *, index: Index, name: str, candidates: int) -> dict[str, Any]:
@@ -255,6 +268,7 @@ def _refuse_other_sizes(bundle: Bundle) -> None:
     sizes = {
         "index": (len(bundle.index.embeddings), items),
         "candidates.npy": (len(bundle.candidates), items),
+        "trends.npy": (len(bundle.trends), items),
         "popularity.npy": (len(bundle.popularity), items),
         "histories/start.npy": (len(bundle.log.start), users + 1),
         "histories/timestamp.npy": (len(bundle.log.timestamp), interactions),

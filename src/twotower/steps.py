@@ -106,6 +106,7 @@ def train(
     """A split -> the joint model, fitted and exported; with `warm_start`, begun where an earlier model ended."""
     from twotower.data.split import load_split
     from twotower.model.export import export_model
+    from twotower.training.calibration import calibrate
     from twotower.training.train import sample_inputs, train
     from twotower.training.warm_start import learned_until, refuse_leak, save_weights
 
@@ -125,12 +126,14 @@ def train(
             warm_start=warm_start,
         )
         query, candidate = sample_inputs(trained.model.features, dataset)
-        export_model(trained.model, to, query_inputs=query, candidate_inputs=candidate)
+        export_model(trained.model, to, query_inputs=query, candidate_inputs=candidate, trend_block=trained.trend_block)
+        metadata["calibrated"] = sorted(calibrate(to, dataset, seed=recipe.seed))
         save_weights(trained.model, to)
         (to / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
         (to / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
         metadata |= {"best_epoch": trained.best_epoch, "metric": recipe.train.metric}
         metadata |= {"split": artifact.fingerprint(split), "learned_until_us": learned_until(dataset)}
+        metadata["alarms"] = trained.alarms
         metadata["validation"] = trained.history[trained.best_epoch - 1].get(f"validation_{recipe.train.metric}")
         if trained.carried_over is not None:
             metadata["carried_over"] = asdict(trained.carried_over)
@@ -183,12 +186,13 @@ def evaluate(
 ) -> None:
     """A split and a model -> the report: report.json, report.html, card.md; with the champion's bundle, both judged."""
     from twotower.data.split import load_split
+    from twotower.evaluation.audit import audit, gather_facts
     from twotower.evaluation.evaluate import evaluate
     from twotower.evaluation.model_contender import ModelContender
     from twotower.evaluation.report import write_report
     from twotower.model.exported import ExportedModel
 
-    dataset = load_split(split)
+    dataset, exported = load_split(split), ExportedModel.load(model)
     artifact.read_manifest(model, kind=KIND_OF["train"])
     if champion is not None:
         artifact.verify(champion, kind=KIND_OF["bundle"])
@@ -198,12 +202,17 @@ def evaluate(
         report = evaluate(
             recipe.evaluate,
             dataset=dataset,
-            model=ModelContender(ExportedModel.load(model), dataset=dataset),
+            model=ModelContender(exported, dataset=dataset),
             champion=rival,
+            calibration=exported.calibration,
             seed=recipe.seed,
             progress=lambda what, done, total: watch(f"{what}: {done:,} of {total:,} queries"),
         )
         report["training"] = json.loads((model / "history.json").read_text(encoding="utf-8"))
+        watch("looking for leaks")
+        facts = gather_facts(dataset, exported.features)
+        report["audit"] = [asdict(check) for check in audit(dataset, exported.features, facts=facts, seed=recipe.seed)]
+        report["alarms"] = artifact.read_manifest(model, kind=KIND_OF["train"])["metadata"]["alarms"]
         report["name"] = recipe.name
         if rival is not None and (missing := rival.missing_columns()):
             report["notes"].append(f"The champion reads {', '.join(missing)}, which the data no longer has.")

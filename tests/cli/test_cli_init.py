@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from twotower.cli.main import main
 from twotower.data.prepare import prepare
+from twotower.data.schema import SequenceFeature
 from twotower.recipe import load_recipe
 
 RATINGS = "customerId,filmId,stars,when\n" + "\n".join(
@@ -57,6 +58,24 @@ def test_a_guess_is_told_with_its_reason(folder: Path) -> None:
     assert 'user_id = "customerId"  # by its name' in text
     assert 'item_id = "filmId"  # as you said' in text
     assert tomllib.loads(text)["prepare"]["files"]["labels"] == ["stars"]
+
+
+def test_the_way_to_read_the_history_is_told_with_its_reason(folder: Path) -> None:
+    # Six users with eight films each: far too few for a transformer.
+    named = ("--column", "item_id=filmId", "--column", "timestamp=when")
+    call(*named)
+    text = (folder / "recipe.toml").read_text(encoding="utf-8")
+    assert '{ kind = "history" },  # pooled, without its order: 48 interactions of 6 users, 8 at the median; ' in text
+    rows = [
+        f"u{user},f{(user * place) % 97},{place % 5 + 1},{1_700_000_000 + place}"
+        for user in range(1_000)
+        for place in range(100)
+    ]
+    (folder / "ratings.csv").write_text("customerId,filmId,stars,when\n" + "\n".join(rows), encoding="utf-8")
+    call(*named, "--force")
+    text = (folder / "recipe.toml").read_text(encoding="utf-8")
+    assert '{ kind = "sequence", length = 100 },  # read in its order: 100,000 interactions of 1,000 users' in text
+    assert load_recipe("recipe.toml", {}).model.query[0] == SequenceFeature(kind="sequence", length=100)
 
 
 def test_a_recipe_that_is_there_is_kept(folder: Path) -> None:

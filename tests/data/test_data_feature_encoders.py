@@ -15,16 +15,18 @@ from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.schema import (
     CandidateFeature,
     CategoryFeature,
+    EmbeddingFeature,
     HistoryFeature,
     IdFeature,
     MultiCategoryFeature,
     NumberFeature,
+    SequenceFeature,
     TextFeature,
     TimestampFeature,
 )
 from twotower.data.split import TEST, TRAIN, SplitDataset
 from twotower.data.vocabulary import texts
-from twotower.errors import RecipeError
+from twotower.errors import DataError, RecipeError
 
 DAY = 86_400_000_000
 
@@ -46,6 +48,7 @@ KINDS: list[tuple[CandidateFeature, object, object]] = [
     (NumberFeature(kind="number", column="year"), 1990.0, 1e12),
     (TextFeature(kind="text", column="title"), "the long river", "zzz"),
     (TimestampFeature(kind="timestamp", column="released"), 5 * DAY, 900 * DAY),
+    (EmbeddingFeature(kind="embedding", column="blurb", width=2), [3.0, 4.0], [-1.0, 0.5]),
 ]
 """Feature, a value that training met, one that it did not: a new kind joins by one line."""
 
@@ -62,6 +65,7 @@ def films() -> SplitDataset:
             "shelf": [7, 0, 8],
             "printed": [date(1990, 5, 1), None, date(1990, 5, 2)],
             "cast": [["Ada", "Bo"], None, ["Cy"]],
+            "blurb": [[3.0, 4.0], [0.8, -0.6], [1.0, 0.0]],
             "title": ["the long river", "river", "the end"],
             "released": pa.array([0, 10 * DAY, 999 * DAY], pa.timestamp("us")),
         }
@@ -165,6 +169,14 @@ def test_a_number_that_is_not_finite_counts_as_missing(value: float) -> None:
     assert features.candidate[0].encode([value, 2001.0]).tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
+def test_equal_numbers_leave_no_deviation_to_divide_by() -> None:
+    # The mean of ten times 0.1 is not 0.1 to the last bit.
+    items = films().items.drop(["year"]).append_column("year", pa.array([0.1, 0.1, 0.1]))
+    dataset = replace(films(), items=pa.concat_tables([items] * 10), item=np.arange(4, dtype=np.int32) * 7)
+    features = fit_features((), (NumberFeature(kind="number", column="year"),), dataset=dataset)
+    assert features.candidate[0].encode([0.1, 1.1])[:, 0].tolist() == pytest.approx([0.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("feature", "told"),
     [
@@ -173,6 +185,8 @@ def test_a_number_that_is_not_finite_counts_as_missing(value: float) -> None:
         (TimestampFeature(kind="timestamp", column="title"), "'title' holds string, but kind 'timestamp' reads timest"),
         (CategoryFeature(kind="category", column="cast"), "'cast' holds list.*kind 'category' reads single values"),
         (TextFeature(kind="text", column="cast"), "'cast' holds list.*kind 'text' reads text"),
+        (EmbeddingFeature(kind="embedding", column="year", width=2), "'year' holds double.*reads lists of numbers"),
+        (EmbeddingFeature(kind="embedding", column="cast", width=2), "'cast' holds list.*reads lists of numbers"),
     ],
 )
 def test_a_column_that_does_not_fit_its_kind_is_told_with_what_fits(feature: CandidateFeature, told: str) -> None:
@@ -184,6 +198,93 @@ def test_numbers_are_scaled_by_the_items_of_the_train_part_alone() -> None:
     # Train holds 1990 and 2000: mean 1995, deviation 5. The year 5000 of the test film moves nothing.
     (encoder,) = fitted(NumberFeature(kind="number", column="year")).candidate
     assert encoder.encode([2000.0, None]).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_an_embedding_goes_in_by_its_direction_standardised_on_the_train_part() -> None:
+    # Directions in train: (.6, .8) and (.8, -.6); mean (.7, .1); what is left: (-.1, .7) and (.1, -.7), so that the
+    # deviation is the root of .25 = (.01 + .49 + .01 + .49) / 4. The third film's (1, 0) moves nothing.
+    (encoder,) = fitted(EmbeddingFeature(kind="embedding", column="blurb", width=2)).candidate
+    assert encoder.encode([[30.0, 40.0], [1, 0], None]).tolist() == [
+        pytest.approx([-0.2, 1.4, 0.0], abs=1e-6),
+        pytest.approx([0.6, -0.2, 0.0], abs=1e-6),
+        [0.0, 0.0, 1.0],
+    ]
+
+
+@pytest.mark.parametrize("vector", [[0.0, 0.0], [float("nan"), 1.0], [1.0, None], [float("inf"), 1.0], None])
+def test_a_vector_without_a_direction_counts_as_missing(vector: object) -> None:
+    (encoder,) = fitted(EmbeddingFeature(kind="embedding", column="blurb", width=2)).candidate
+    assert encoder.encode([vector, [3e38, 3e38]])[:, 2].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float16(), 2)])
+def test_an_embedding_is_read_from_lists_of_every_type(kind: pa.DataType) -> None:
+    (encoder,) = fitted(EmbeddingFeature(kind="embedding", column="blurb", width=2)).candidate
+    rows: list[Any] = [[3.0, 4.0], None, [np.float16(1.0), np.float16(0.0)]]
+    column = pa.chunked_array([pa.array(rows, pa.list_(pa.float16())).cast(kind) for _ in range(2)])
+    expected = encoder.encode([[3.0, 4.0], None, [1.0, 0.0]] * 2)
+    assert np.array_equal(encoder.encode(column), expected)
+    assert np.array_equal(encoder.encode(column.slice(1, 3)), expected[1:4])
+
+
+def test_vectors_that_are_all_alike_leave_nothing_to_blow_up() -> None:
+    items = films().items.drop(["blurb"]).append_column("blurb", pa.array([[0.1, 0.3], [0.2, 0.6], [5.0, 1.0]]))
+    features = fit_features(
+        (), (EmbeddingFeature(kind="embedding", column="blurb", width=2),), dataset=replace(films(), items=items)
+    )
+    assert features.candidate[0].encode([[1.0, 3.0]])[0].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_a_vector_of_another_length_is_told_by_row_even_where_training_does_not_meet_it() -> None:
+    # The third film is met in the test part alone.
+    items = films().items.drop(["blurb"]).append_column("blurb", pa.array([[1.0, 2.0], None, [1.0, 2.0, 3.0]]))
+    feature = EmbeddingFeature(kind="embedding", column="blurb", width=2)
+    told = r"column 'blurb', row 3: 3 numbers, but the feature's width is 2 \(1 of 3 rows differ\)"
+    with pytest.raises(DataError, match=told):
+        fit_features((), (feature,), dataset=replace(films(), items=items))
+    (encoder,) = fitted(feature).candidate
+    with pytest.raises(DataError, match="row 1: 1 numbers"):
+        encoder.encode([[1.0]])
+
+
+def test_an_embedding_of_the_user_or_of_the_context_feeds_the_query_tower() -> None:
+    users = films().users.append_column("taste", pa.array([[1.0, 0.0], [0.0, 1.0]]))
+    context = films().context.append_column("mood", pa.array([[1.0], None, [-1.0], [1.0]]))
+    dataset = replace(films(), users=users, context=context)
+    query = (
+        EmbeddingFeature(kind="embedding", column="taste", width=2),
+        EmbeddingFeature(kind="embedding", column="mood", width=1),
+    )
+    features = fit_features(query, (), dataset=dataset)
+    assert features.user_inputs(users)["embedding_taste"].shape == (2, 3)
+    # Train holds 1, none and -1: mean 0, deviation 1.
+    encoded = features.context_inputs(context, dataset.timestamp)["embedding_mood"]
+    assert encoded.tolist() == [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [HistoryFeature(kind="history", length=3), SequenceFeature(kind="sequence", length=3)],
+    ids=lambda feature: feature.kind,
+)
+def test_the_history_is_saved_and_loaded_as_the_kind_that_it_is(
+    feature: HistoryFeature | SequenceFeature, tmp_path: Path
+) -> None:
+    features = fit_features((feature,), (IdFeature(kind="id", column="item_id"),), dataset=films())
+    features.save(tmp_path / "model")
+    again = FittedFeatures.load(tmp_path / "model").history
+    assert again is not None
+    assert again.config == feature
+    history = again.encode([(["a", "b", "a"], [1 * DAY, 2 * DAY, 3 * DAY])], np.array([4 * DAY]))
+    # "a" is met twice in train and stands first in the vocabulary; newest first.
+    assert history["history_items"].tolist() == [[1, 2, 1]]
+    assert history["history_days"].tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_a_tower_reads_the_history_in_one_way() -> None:
+    both = (HistoryFeature(kind="history"), SequenceFeature(kind="sequence"))
+    with pytest.raises(RecipeError, match="'history' and 'sequence' both read the history"):
+        fit_features(both, (IdFeature(kind="id", column="item_id"),), dataset=films())
 
 
 def test_vocabularies_number_what_the_train_part_holds_by_frequency() -> None:

@@ -114,3 +114,24 @@ def test_popularity_counts_the_train_part_alone(make_dataset: Make) -> None:
     dataset = make_dataset(rows, users=3, items=2)
     popularity = baselines.Popularity(counts=baselines.train_popularity(dataset))
     assert popularity.score(successive(dataset)).tolist() == [[2.0, 0.0], [2.0, 0.0]]
+
+
+def test_a_faded_history_forgets_what_hardly_counts_and_an_item_met_again_counts_once(make_dataset: Make) -> None:
+    # The user meets items 0, 1, 0, 2, 3 and asks; with a decay of 0.1 what is older than two steps counts below 1%.
+    rows = [(0, item, second, TRAIN) for second, item in enumerate([0, 1, 0, 2, 3])]
+    queries = successive(make_dataset([*rows, (0, 4, 9, TEST)], users=1, items=5))
+    short, whole = (baselines.faded_histories(queries, items=5, decay=decay).toarray() for decay in (0.1, 1.0))
+    assert_allclose(short, [[0, 0, 0.1, 1.0, 0]])
+    assert_allclose(whole, [[1, 1, 1, 1, 0]])
+    # Of the two meetings with item 0, 0.5 ** 4 and 0.5 ** 2 count.
+    assert_allclose(
+        baselines.faded_histories(queries, items=5, decay=0.5).toarray(), [[0.0625 + 0.25, 0.125, 0.5, 1.0, 0]]
+    )
+
+
+def test_weights_written_out_give_the_same_scores(make_dataset: Make) -> None:
+    queries = successive(make_dataset([(0, 0, 1, TRAIN), (0, 1, 2, TRAIN), (0, 4, 9, TEST)], users=1, items=5))
+    model = baselines.item_knn(matrix([*MET, (5, 4)]), neighbours=3, shrinkage=1.0)
+    written = baselines.quick(model)
+    assert isinstance(written.weights, np.ndarray)
+    assert_allclose(written.score(queries), model.score(queries), rtol=1e-6)

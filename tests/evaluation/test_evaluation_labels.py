@@ -9,8 +9,9 @@ import pytest
 from twotower.data.split import SplitDataset
 from twotower.errors import DataError
 from twotower.evaluation.bootstrap import resample_users
-from twotower.evaluation.labels import bias_baseline, evaluate_labels, label_values
+from twotower.evaluation.labels import evaluate_labels, label_values
 from twotower.evaluation.queries import Queries
+from twotower.model.calibrated import Calibration
 
 Make = Callable[..., SplitDataset]
 ROWS = [(0, 0, 1, 0), (1, 1, 2, 0), (0, 1, 5, 2), (1, 0, 6, 2), (2, 2, 7, 2)]
@@ -49,23 +50,28 @@ def test_predictions_are_judged_on_the_test_rows_that_carry_the_label(make_datas
     assert found["positive"]["metrics"]["log_loss"] == pytest.approx(np.log(2))
 
 
+def test_a_calibrated_label_is_judged_as_told_and_as_it_was_before(make_dataset: Make) -> None:
+    dataset = make_dataset(
+        ROWS, users=3, items=3, rating=[4, 2, 5, np.nan, 1], positive=[True, True, True, False, True]
+    )
+    # Every rating is predicted as 3 and told as 4; the one test row that counts is rated 5.
+    told = {"rating": Calibration(predicted=(2.0, 4.0), told=(3.0, 5.0))}
+    found = evaluate_labels(Guess(), dataset, max_rows=0, resamples=0, seed=1, calibration=told)
+    assert found["rating"]["metrics"]["rmse"] == 1.0
+    assert found["rating"]["calibration_error"] == 1.0
+    assert found["rating"]["calibration"] == [{"predicted": 4.0, "actual": 5.0, "count": 1}]
+    assert found["rating"]["segments"][0]["metrics"]["rmse"] == 1.0
+    assert found["rating"]["before_calibration"] == {
+        "metrics": {"rmse": 2.0, "mae": 2.0},
+        "calibration": [{"predicted": 3.0, "actual": 5.0, "count": 1}],
+        "calibration_error": 2.0,
+    }
+    assert "before_calibration" not in found["positive"]
+
+
 def test_a_label_that_the_split_does_not_hold_is_named(make_dataset: Make) -> None:
     with pytest.raises(DataError, match="'stars': not in the split, which holds rating"):
         label_values(make_dataset(ROWS, users=3, items=3, rating=[1.0] * 5), "stars")
-
-
-def test_biases_without_damping_fit_an_additive_world_exactly() -> None:
-    user, item = np.repeat(np.arange(4), 3), np.tile(np.arange(3), 4)
-    label = 3.0 + np.array([0.5, -0.5, 1.0, -1.0])[user] + np.array([0.2, 0.0, -0.2])[item]
-    predict = bias_baseline(user, item, label=label, users=4, items=3, damping=0.0)
-    assert predict(user, item) == pytest.approx(label)
-
-
-def test_biases_of_the_unknown_are_the_mean() -> None:
-    predict = bias_baseline(
-        np.array([0, 0], np.int32), np.array([0, 1], np.int32), label=np.array([2.0, 4.0]), users=2, items=3
-    )
-    assert predict(np.array([1], np.int32), np.array([2], np.int32)) == pytest.approx([3.0])
 
 
 def test_bootstrap_resamples_users_and_not_rows() -> None:

@@ -16,7 +16,7 @@ from twotower.evaluation import baselines
 from twotower.evaluation.contenders import Oracle
 from twotower.evaluation.evaluate import EvaluateConfig, evaluate
 from twotower.evaluation.queries import Queries
-from twotower.evaluation.report import headline_sentence, write_report
+from twotower.evaluation.report import NOTHING, headline_sentence, write_report
 
 Make = Callable[..., SplitDataset]
 
@@ -60,7 +60,8 @@ def ndcg(report: dict[str, Any], name: str, protocol: str = "successive") -> flo
 
 
 def test_every_contender_is_in_every_protocol(report: dict[str, Any]) -> None:
-    expected = {"retrieval", "two_stage", "ceiling", "popularity", "recent_popularity", "item_knn", "ease", "oracle"}
+    baselines = {"popularity", "recent_popularity", "item_knn", "ease", "ials", "markov"}
+    expected = {"retrieval", "two_stage", "ceiling", "oracle"} | baselines
     assert list(report["protocols"]) == ["successive", "static"]
     for protocol in report["protocols"].values():
         assert set(protocol["contenders"]) == expected
@@ -193,3 +194,70 @@ def test_a_report_that_was_read_again_gives_the_same_page(report: dict[str, Any]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     write_report(json.loads((tmp_path / "report.json").read_text(encoding="utf-8")), tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_alarms_and_leaks_stand_on_top_of_page_and_card(report: dict[str, Any], tmp_path: Path) -> None:
+    warned = json.loads(json.dumps(report))
+    warned["alarms"] = ["the loss <stays> where it was"]
+    warned["audit"] = [
+        {"name": "vocabularies", "passed": True, "detail": "2 of them"},
+        {"name": "sampling probabilities", "passed": False, "detail": "item 'i7': 0.2, but 0.1 in train"},
+    ]
+    write_report(warned, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    box = page[page.index('class="alarm"') : page.index("What each stage adds")]
+    assert "the loss &lt;stays&gt; where it was" in box
+    assert "Leak, sampling probabilities: item &#39;i7&#39;: 0.2, but 0.1 in train" in box
+    assert "2 of them" not in box
+    assert "FAILED" in page
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "> **Alarm**: the loss <stays> where it was\n" in card
+    assert "| sampling probabilities | FAILED | item 'i7': 0.2, but 0.1 in train |" in card
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["alarms"] == warned["alarms"]
+    write_report(report, tmp_path)
+    assert 'class="alarm"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Alarm" not in (tmp_path / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_reader_finds_what_ranking_adds_with_its_interval(report: dict[str, Any], tmp_path: Path) -> None:
+    changed = json.loads(json.dumps(report))
+    row = next(
+        row
+        for row in changed["protocols"]["successive"]["differences"]
+        if (row["metric"], row["minus"]) == ("ndcg@10", "retrieval")
+    )
+    row |= {"value": 0.0123, "interval": [0.01, 0.02]}
+    write_report(changed, tmp_path)
+    page = re.sub(r"\s*\n\s*", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert (
+        'Ranking: both stages minus retrieval alone</th><td>NDCG@10</td><td class="n">+0.0123</td>'
+        '<td class="n">+0.0100 to +0.0200</td>'
+    ) in page
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "| Ranking: both stages minus retrieval alone | NDCG@10 | +0.0123 | +0.0100 to +0.0200 |" in card
+    assert "Retrieval: minus the best baseline" in card
+
+
+def test_the_pull_of_each_task_and_the_price_of_joining_are_shown(report: dict[str, Any], tmp_path: Path) -> None:
+    joined = json.loads(json.dumps(report))
+    joined["training"] = [
+        {"epoch": 1, "loss": 5.0, "gradient_norm_retrieval": 0.5, "gradient_norm_rating": 0.0},
+        {"epoch": 2, "loss": 4.0, "gradient_norm_retrieval": 0.4, "gradient_norm_rating": 0.1},
+    ]
+    joined["single_task"] = [
+        {"name": "joint", "metrics": {"ndcg@10": 0.31, "rmse": 0.9}},
+        {"name": "rating alone", "metrics": {"rmse": 0.875}},
+    ]
+    write_report(joined, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What each task pulls on the shared weights" in page
+    assert '<th scope="row">rating</th><td class="n">0.1000</td><td class="n">0.25</td>' in page
+    assert "training-gradient_norm" not in page
+    drawn = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])["pull"]  # type: ignore[index]
+    # A pull of nothing has no place on a log scale.
+    points = [(row["epoch"], row["task"]) for rows in drawn["datasets"].values() for row in rows]
+    assert points == [(1, "retrieval"), (2, "retrieval"), (2, "rating")]
+    assert f'<th scope="row">rating alone</th><td class="n">{NOTHING}</td><td class="n">0.8750</td>' in page
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "| Model | NDCG@10 | rmse |" in card
+    assert f"| rating alone | {NOTHING} | 0.8750 |" in card

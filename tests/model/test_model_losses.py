@@ -7,10 +7,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.model.losses import batch_softmax, binary_cross_entropy, sampled_softmax, squared_error, weighted_mean
-from twotower.model.sampling import accidental_hits, draw_uniform, expected_count
+from twotower.model.losses import (
+    batch_softmax,
+    binary_cross_entropy,
+    cosine_contrastive,
+    full_softmax,
+    gbce,
+    positive_weights,
+    sampled_cross_entropy,
+    sampled_softmax,
+    squared_error,
+    weighted_mean,
+    weighted_softmax,
+)
+from twotower.model.sampling import (
+    accidental_hits,
+    draw_uniform,
+    expected_count,
+    mixed_probability,
+    user_positive_hits,
+)
 
 NO_HIT = jnp.zeros((1, 2), bool)
+ROWS = st.lists(st.integers(-1, 9), min_size=4, max_size=4)
+
+# Compiled once for all the examples of a law.
+SAMPLED_AND_WEIGHTED = jax.jit(
+    lambda logits, named: [
+        jax.grad(lambda x, loss=loss: loss(x[:1], x[None, 1:], **named)[0])(logits)
+        for loss in (sampled_softmax, weighted_softmax)
+    ]
+)
+FULL = jax.jit(jax.value_and_grad(lambda logits, item, hit: full_softmax(logits[None], item, hit=hit)[0]))
+GBCE = jax.jit(
+    jax.value_and_grad(
+        lambda x, rate, t: gbce(x[:1], x[None, 1:], hit=jnp.array([[False]]), sampling_rate=rate, t=t)[0]
+    )
+)
+HITS = jax.jit(user_positive_hits)
 
 
 def test_sampled_softmax_is_cross_entropy_over_positive_and_sample() -> None:
@@ -63,6 +97,131 @@ def test_the_loss_falls_as_the_positive_rises_and_its_gradient_is_finite(positiv
     assert -1 <= gradient <= 0
 
 
+def test_the_weight_is_what_the_positive_lacks_of_the_softmax() -> None:
+    # e^0 against e^0 + e^0 / 2 + e^0 / 0.5: P = 1 / 3.5.
+    count = jnp.array([2.0, 0.5])
+    weight = positive_weights(jnp.array([0.0]), jnp.zeros((1, 2)), expected_count=count, hit=NO_HIT)
+    assert weight[0] == pytest.approx(1 - 1 / 3.5, rel=1e-6)
+    # ... times log(1/2 + 2) - 0.
+    loss = weighted_softmax(jnp.array([0.0]), jnp.zeros((1, 2)), expected_count=count, hit=NO_HIT)
+    assert loss[0] == pytest.approx((1 - 1 / 3.5) * np.log(2.5), rel=1e-6)
+
+
+def test_no_gradient_flows_through_the_weight() -> None:
+    def weight(logits: jax.Array) -> jax.Array:
+        return positive_weights(logits[:1], logits[None, 1:], expected_count=jnp.ones(2), hit=NO_HIT)[0]
+
+    assert jax.grad(weight)(jnp.array([1.0, 2.0, 3.0])).tolist() == [0.0, 0.0, 0.0]
+
+
+@given(st.lists(st.floats(-30, 30), min_size=3, max_size=3), st.floats(0.01, 100), st.booleans())
+def test_the_sampled_softmax_has_the_gradient_of_the_weighted_one(logits: list[float], count: float, hit: bool) -> None:
+    named = {"expected_count": jnp.array([count, 1.0]), "hit": jnp.array([[hit, False]])}
+    of_sampled, of_weighted = SAMPLED_AND_WEIGHTED(jnp.array(logits), named)
+    assert np.isfinite(of_weighted).all()
+    assert np.abs(of_weighted - of_sampled).max() < 1e-5
+
+
+def test_full_softmax_is_cross_entropy_over_all_items_but_the_marked() -> None:
+    logits = jnp.array([[1.0, 0.0, 5.0, 0.0]])
+    whole = full_softmax(logits, jnp.array([0]))
+    assert whole[0] == pytest.approx(np.log(np.e + 1 + np.exp(5) + 1) - 1, rel=1e-6)
+    # The user met items 0 and 2: 2 is left out, 0 is the positive and stays.
+    kept = full_softmax(logits, jnp.array([0]), hit=jnp.array([[True, False, True, False]]))
+    assert kept[0] == pytest.approx(np.log(np.e + 2) - 1, rel=1e-6)
+
+
+@given(
+    st.lists(st.floats(-1e4, 1e4), min_size=4, max_size=4),
+    st.integers(0, 3),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_full_softmax_is_at_least_zero_with_gradients_that_sum_to_zero(
+    values: list[float], positive: int, hit: list[bool]
+) -> None:
+    value, gradient = FULL(jnp.array(values, jnp.float32), jnp.array([positive]), jnp.array([hit]))
+    assert value >= 0
+    assert np.isfinite(gradient).all()
+    assert abs(gradient.sum()) < 1e-5
+
+
+def test_full_softmax_is_the_sampled_one_when_the_sample_is_all_others() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    positive, items = jnp.array([0, 3, 4]), jnp.arange(5)
+    sampled = sampled_softmax(
+        jnp.asarray(logits[np.arange(3), np.asarray(positive)]),
+        jnp.asarray(logits),
+        expected_count=jnp.ones(5),
+        hit=accidental_hits(positive, items),
+    )
+    assert np.asarray(full_softmax(jnp.asarray(logits), positive)) == pytest.approx(np.asarray(sampled), rel=1e-5)
+
+
+def test_gbce_weakens_the_positive_by_the_sampling_rate() -> None:
+    # t = 1: beta is the rate, 0.5; one positive and two negatives, each log 2, divided by three.
+    loss = gbce(jnp.array([0.0]), jnp.zeros((1, 2)), hit=NO_HIT, sampling_rate=0.5, t=1.0)
+    assert loss[0] == pytest.approx((0.5 + 2) * np.log(2) / 3, rel=1e-6)
+    # t = 3/4: beta = 0.5 (0.75 (1 - 2) + 2) = 0.625; with one hit, two terms are left.
+    hit = jnp.array([[True, False]])
+    loss = gbce(jnp.array([0.0]), jnp.array([[90.0, 0.0]]), hit=hit, sampling_rate=0.5, t=0.75)
+    assert loss[0] == pytest.approx(1.625 * np.log(2) / 2, rel=1e-6)
+
+
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.floats(0.001, 1), st.floats(0, 1))
+def test_gbce_is_finite_for_any_logits_and_so_is_its_gradient(
+    positive: float, negative: float, rate: float, t: float
+) -> None:
+    value, gradient = GBCE(jnp.array([positive, negative], jnp.float32), rate, t)
+    assert 0 <= value < np.inf
+    assert gradient[0] <= 0 <= gradient[1]
+    assert np.isfinite(gradient).all()
+
+
+@given(st.floats(-20, 20), st.floats(-20, 20), st.booleans())
+def test_gbce_without_calibration_is_binary_cross_entropy(positive: float, negative: float, hit: bool) -> None:
+    logits, marked = (jnp.array([positive]), jnp.array([[negative, 0.5]])), jnp.array([[hit, False]])
+    plain = sampled_cross_entropy(*logits, expected_count=jnp.ones(2), hit=marked)
+    assert gbce(*logits, hit=marked, sampling_rate=0.1, t=0.0)[0] == pytest.approx(float(plain[0]), rel=1e-5)
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 1))
+def test_under_full_calibration_the_best_logit_is_that_of_the_probability(probability: float, rate: float) -> None:
+    # An item is the positive with the probability; otherwise it is drawn as a negative at the rate.
+    logit = np.log(probability / (1 - probability))
+    _, (as_positive, as_negative) = GBCE(jnp.array([logit, logit], jnp.float32), rate, 1.0)
+    assert abs(probability * as_positive + (1 - probability) * rate * as_negative) < 1e-5
+
+
+def test_cosine_contrast_counts_only_negatives_beyond_the_margin() -> None:
+    # 1 - 0.5, and the mean of 0.3 and 0 over two kept, twice; the third is a hit.
+    loss = cosine_contrastive(
+        jnp.array([0.5]),
+        jnp.array([[0.8, 0.4, 0.9]]),
+        hit=jnp.array([[False, False, True]]),
+        margin=0.5,
+        negative_weight=2.0,
+    )
+    assert loss[0] == pytest.approx(0.5 + 2 * 0.3 / 2, rel=1e-6)
+
+
+def test_cosine_contrast_with_nothing_but_hits_is_that_of_the_positive() -> None:
+    def loss(cosine: jax.Array) -> jax.Array:
+        hit = jnp.array([[True, True]])
+        return cosine_contrastive(cosine[:1], cosine[None, 1:], hit=hit, margin=0.0, negative_weight=1.0)[0]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array([0.25, 0.9, 0.9]))
+    assert value == 0.75
+    assert gradient.tolist() == [-1.0, 0.0, 0.0]
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 10))
+def test_cosine_contrast_lies_within_its_bounds(positive: float, negative: float, margin: float, weight: float) -> None:
+    loss = cosine_contrastive(
+        jnp.array([positive]), jnp.full((1, 2), negative), hit=NO_HIT, margin=margin, negative_weight=weight
+    )
+    assert -1e-6 <= loss[0] <= 2 + weight * max(1 - margin, 0) + 1e-5
+
+
 def test_squared_error_and_cross_entropy_pass_over_missing_labels() -> None:
     label = jnp.array([1.0, jnp.nan])
     assert squared_error(jnp.array([3.0, 9.0]), label).tolist() == [4.0, 0.0]
@@ -87,3 +246,34 @@ def test_uniform_draws_reach_every_item_about_alike() -> None:
     counts = np.bincount(drawn, minlength=10)
     assert counts.min() > 1_800
     assert counts.max() < 2_200
+
+
+def test_a_mixed_draw_is_in_the_batch_or_uniform() -> None:
+    # 6 of 10 draws by popularity (1/2), 4 uniform over 8 items: 0.6 * 0.5 + 0.4 / 8.
+    mixed = mixed_probability(jnp.array([0.5]), in_batch=6, uniform=4, items=8)
+    assert mixed[0] == pytest.approx(0.35)
+
+
+@given(st.lists(st.integers(1, 100), min_size=4, max_size=4), st.integers(0, 50), st.integers(1, 50))
+def test_mixed_probabilities_sum_to_one(counts: list[int], in_batch: int, uniform: int) -> None:
+    probability = jnp.array(counts) / sum(counts)
+    mixed = mixed_probability(probability, in_batch=in_batch, uniform=uniform, items=len(counts))
+    assert mixed.sum() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_what_a_user_met_is_a_hit_for_that_user_alone() -> None:
+    history = jnp.array([[3, -1, 1], [-1, -1, -1]])
+    assert user_positive_hits(history, jnp.array([1, 2, 3, 1])).tolist() == [[True, False, True, True], [False] * 4]
+
+
+@given(st.lists(ROWS, min_size=3, max_size=3), st.lists(st.integers(0, 9), min_size=5, max_size=5))
+def test_user_hits_are_membership_in_the_history(history: list[list[int]], drawn: list[int]) -> None:
+    expected = [[row in met for row in drawn] for met in history]
+    assert HITS(jnp.array(history), jnp.array(drawn)).tolist() == expected
+
+
+def test_user_hits_never_hold_every_history_against_every_item() -> None:
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((256, 200), (1024,))]
+    memory = jax.jit(user_positive_hits).lower(*shapes).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes <= 2 * 256 * 1024, "no more than two results beside the result"

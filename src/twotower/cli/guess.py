@@ -30,6 +30,16 @@ FEW = 50
 MANY = 5_000
 """Text with more distinct values than this is no category."""
 
+LONG_HISTORY = 20
+"""Interactions of the median user from which the order of a history has something to tell: in shorter ones, most of the
+places that a transformer reads are empty."""
+LARGE_LOG = 100_000
+"""Interactions from which a transformer's weights have enough to learn from."""
+MANY_USERS = 200_000
+"""Users beyond which it takes too long to begin with: every history is gone through at every epoch."""
+TOLD_APART = 0.2
+"""Least share of moments of their own among a user's interactions; many at one moment have no order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
@@ -45,6 +55,8 @@ class Column:
     low: str
     high: str
     examples: tuple[str, ...]
+    width: int | None = None
+    """Length of its lists, where it holds lists of fractions that are all of one length."""
 
     @property
     def is_text(self) -> bool:
@@ -85,20 +97,82 @@ def read_columns(database: Database, query: str, *, where: str) -> list[Column]:
                 missing=float(missing or 0),
                 low=str(low),
                 high=str(high),
-                examples=_examples(database, query, name),
+                examples=_examples(database, query, name, rows=FEW if kind.endswith("]") else SAMPLE),
+                width=_width(database, query, name) if _FRACTIONS.match(kind) else None,
             )
             for name, kind, low, high, distinct, rows, missing in summary
         ]
 
 
-def _examples(database: Database, query: str, name: str) -> tuple[str, ...]:
-    """Distinct values as text, the most frequent first, of the first rows."""
+_FRACTIONS = re.compile(r"(FLOAT|DOUBLE|DECIMAL.*)\[\d*\]$")
+"""The types whose values can be embeddings; whole numbers in lists are rather codes."""
+
+
+def _width(database: Database, query: str, name: str) -> int | None:
+    """The one length of all lists, if it is one; DuckDB has no length of an array, only of a list."""
+    length = f"len(CAST({quote(name)} AS DOUBLE[]))"
+    low, high = database.execute(f"SELECT min({length}), max({length}) FROM ({query})")[0]
+    return int(low) if low is not None and low == high and low > 1 else None
+
+
+_VECTOR_TEXT = re.compile(r"\[\s*-?\d+\.\d[^a-df-zA-DF-Z]*\]")
+"""What a list of fractions looks like where a CSV holds it; an `e` may stand in an exponent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogShape:
+    """What decides how a history is best read."""
+
+    interactions: int
+    users: int
+    median: float
+    """Interactions of the user in the middle."""
+    moments: float
+    """Share of a user's interactions that have a moment of their own, on average over all interactions."""
+
+
+def read_shape(database: Database, query: str, *, user: str, timestamp: str, where: str) -> LogShape:
+    """How long the histories of an interactions table are, and whether moments tell their items apart.
+
+    Raises:
+        DataError: the query cannot be run.
+    """
+    with faults_told(where, "Name a CSV, Parquet or JSON file, or a query that DuckDB can run."):
+        interactions, users, median, moments = database.execute(
+            "SELECT coalesce(sum(met), 0), count(*), coalesce(median(met), 0), coalesce(sum(apart) / sum(met), 0) FROM "
+            f"(SELECT count(*) AS met, count(DISTINCT {quote(timestamp)}) AS apart FROM ({query}) "
+            f"WHERE {quote(user)} IS NOT NULL GROUP BY {quote(user)})"
+        )[0]
+    return LogShape(interactions=int(interactions), users=int(users), median=float(median), moments=float(moments))
+
+
+def guess_history(shape: LogShape) -> "FeatureGuess":
+    """The kind that reads the history: in its order where there is enough of it to learn from, else pooled."""
+    of = f"{shape.interactions:,} interactions of {shape.users:,} users, {shape.median:,.0f} at the median"
+    against = []
+    if shape.median < LONG_HISTORY:
+        against.append(f"the order of a history begins to tell at about {LONG_HISTORY} at the median")
+    if shape.interactions < LARGE_LOG:
+        against.append(f"a transformer wants some {LARGE_LOG:,} interactions")
+    if shape.users > MANY_USERS:
+        against.append(f"a transformer's epoch takes long beyond {MANY_USERS:,} users")
+    if shape.moments < TOLD_APART:
+        against.append("most of a user's interactions share a moment with others, and have no order")
+    if against:
+        return FeatureGuess(toml='kind = "history"', reason=f"pooled, without its order: {of}; {'; '.join(against)}")
+    return FeatureGuess(
+        toml='kind = "sequence", length = 100', reason=f"read in its order: {of}, enough to learn an order from"
+    )
+
+
+def _examples(database: Database, query: str, name: str, *, rows: int) -> tuple[str, ...]:
+    """Distinct values as text, the most frequent first, of so many first rows."""
     column = f"CAST({quote(name)} AS VARCHAR)"
-    rows = database.execute(
-        f"SELECT value FROM (SELECT {column} AS value FROM ({query}) LIMIT {SAMPLE}) "
+    found = database.execute(
+        f"SELECT value FROM (SELECT {column} AS value FROM ({query}) LIMIT {rows}) "
         "WHERE value IS NOT NULL GROUP BY value ORDER BY count(*) DESC, value LIMIT 200"
     )
-    return tuple(row[0] for row in rows)
+    return tuple(row[0] for row in found)
 
 
 def table_query(source: str) -> str:
@@ -153,7 +227,10 @@ def guess_feature(column: Column, *, called: str) -> FeatureGuess:
     name = f"column = {json.dumps(called, ensure_ascii=False)}"
     if column.distinct <= 1:
         return FeatureGuess(toml=None, reason="the same in every row")
-    if column.type.endswith("[]"):
+    if column.width is not None:
+        toml = f'kind = "embedding", {name}, width = {column.width}'
+        return FeatureGuess(toml=toml, reason=f"lists of {column.width} numbers each")
+    if column.type.endswith("]"):
         return FeatureGuess(toml=f'kind = "multi_category", {name}', reason="lists")
     if column.is_moment:
         return FeatureGuess(toml=f'kind = "timestamp", {name}', reason=f"moments, {column.low} to {column.high}")
@@ -169,6 +246,10 @@ def guess_feature(column: Column, *, called: str) -> FeatureGuess:
 
 
 def _guess_text(column: Column, name: str) -> FeatureGuess:
+    if column.examples and all(map(_VECTOR_TEXT.fullmatch, column.examples)):
+        return FeatureGuess(
+            toml=None, reason="numbers in brackets, as text: keep them as lists in Parquet for kind 'embedding'"
+        )
     for separator in SEPARATORS:
         if values := _few_parts(column, separator):
             toml = f'kind = "multi_category", {name}, separator = "{separator}"'

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from twotower.cli.guess import Column
+    from twotower.cli.guess import Column, LogShape
 
 KEYS = ("user_id", "item_id", "timestamp")
 GUESSED_FOR = {"interactions": KEYS, "users": ("user_id",), "items": ("item_id",)}
@@ -27,6 +27,8 @@ class Table:
     """Our name -> theirs."""
     reasons: dict[str, str]
     """Our name -> why."""
+    shape: "LogShape | None" = None
+    """How long its histories are; of the interactions alone."""
 
     @property
     def others(self) -> "list[Column]":
@@ -87,7 +89,7 @@ def inspect(sources: dict[str, str | None], *, named: dict[str, str]) -> dict[st
     Raises:
         DataError: a table cannot be read, or a key column is neither named nor to be guessed.
     """
-    from twotower.cli.guess import read_columns, table_query
+    from twotower.cli.guess import read_columns, read_shape, table_query
     from twotower.data.database import open_database
 
     tables = {}
@@ -95,7 +97,13 @@ def inspect(sources: dict[str, str | None], *, named: dict[str, str]) -> dict[st
         for table, source in sources.items():
             if source is not None:
                 columns = read_columns(database, table_query(source), where=source)
-                tables[table] = _with_keys(source, columns, roles=GUESSED_FOR[table], named=named)
+                found = _with_keys(source, columns, roles=GUESSED_FOR[table], named=named)
+                if table == "interactions":
+                    user, timestamp = found.keys["user_id"], found.keys["timestamp"]
+                    query = table_query(source)
+                    shape = read_shape(database, query, user=user, timestamp=timestamp, where=source)
+                    found = replace(found, shape=shape)
+                tables[table] = found
     return tables
 
 
@@ -138,7 +146,8 @@ def _prepare_lines(interactions: Table) -> Iterator[str]:
     event, rating = find_event(interactions.others), find_rating(interactions.others)
     yield "[prepare]"
     yield 'source = "files"'
-    yield "# Which interactions retrieval should bring, as an SQL condition: all of them. Others would be, for instance"
+    others = " Others would be, for instance" if event or rating else ""
+    yield f"# Which interactions retrieval should bring, as an SQL condition: all of them.{others}"
     if event is not None:
         yield f"#   {event.name} = '{event.examples[-1]}'  (it holds {', '.join(event.examples)})"
     if rating is not None:
@@ -186,13 +195,16 @@ def _source(table: Table, names: dict[str, str]) -> str:
 
 
 def _model_lines(tables: dict[str, Table]) -> Iterator[str]:
-    from twotower.cli.guess import find_rating
+    from twotower.cli.guess import find_rating, guess_history
 
     names = _our_names(tables)
     yield "[model]"
     yield "# What each tower reads. A user is known by what they met, so a new one needs no training."
+    yield "# The history is pooled by place and age (`history`), or read in its order by a transformer (`sequence`)."
     yield "query = ["
-    yield '  { kind = "history" },'
+    if (shape := tables["interactions"].shape) is not None:
+        guess = guess_history(shape)
+        yield f"  {{ {guess.toml} }},  # {guess.reason}"
     yield from _feature_lines(tables.get("users"), names)
     yield "]"
     yield "candidate = ["

@@ -15,6 +15,7 @@ from twotower.data.feature_encoders import DAY, PADDING, SECOND, Inputs
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.histories import UserLog
 from twotower.data.split import TRAIN, SplitDataset
+from twotower.data.trends import Trends
 from twotower.errors import DataError
 
 
@@ -134,6 +135,12 @@ class TrainingArrays:
     """`[n]` the example's history: places `first` up to but without `end`, all strictly earlier than the example."""
     history_rows: NDArray[np.int32]
     history_seconds: NDArray[np.int32]
+    met: NDArray[np.int32]
+    """`[m]` place in `items` of what stands at each place of the log."""
+    trends: Trends
+    """Popularity and age of all items of the catalogue, as known at each moment of the train part."""
+    snapshot: NDArray[np.int32]
+    """`[n]` the snapshot of `trends` that the example may see."""
     labels: NDArray[np.float32]
     """`[n, L]` in the order of the ranking head's labels; NaN where missing."""
     positive: NDArray[np.float32]
@@ -166,9 +173,18 @@ class TrainingArrays:
         log = dataset.user_log(TRAIN, positives_only=True)
         arrays = QueryArrays.build(dataset, features, log=log)
         first, end = log.before(dataset.user[train], dataset.timestamp[train])
+        if dataset.metadata.get("protocol") == "last_out":
+            end = _by_order(dataset, train, end=end)
         history = HistoryArrays.from_log(log, features=features, item_ids=dataset.item_ids)
         columns = [label[train] for label in labels]
         origin = _origin(dataset.timestamp[train] // SECOND)
+        trends = Trends.build(
+            dataset.item[train][positive],
+            dataset.timestamp[train][positive] // SECOND,
+            items=len(dataset.item_ids),
+        )
+        place_of = np.full(len(dataset.item_ids), PADDING, np.int32)
+        place_of[catalogue_row] = np.arange(len(catalogue_row))
         return cls(
             users={key: values[people] for key, values in arrays.users.items()},
             context={key: values[train] for key, values in arrays.context.items()},
@@ -180,11 +196,29 @@ class TrainingArrays:
             end=end.astype(np.int32),
             history_rows=history.rows,
             history_seconds=(history.seconds - origin).astype(np.int32),
+            met=place_of[log.item],
+            trends=trends,
+            snapshot=trends.snapshot_at(dataset.timestamp[train] // SECOND),
             labels=np.stack(columns, axis=1) if columns else np.zeros((len(train), 0), np.float32),
             positive=positive.astype(np.float32),
             probability=(np.bincount(item, minlength=len(catalogue_row)) / len(item)).astype(np.float32),
             catalogue_row=catalogue_row.astype(np.int32),
         )
+
+
+def _by_order(dataset: SplitDataset, train: NDArray[np.int64], *, end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`[n]` where each example's history ends if order alone counts, as in the protocol that takes the last one out.
+
+    A positive ends its own history, so that of several at one instant each sees those before it, in the order of the
+    file. The others see what is strictly earlier: `end`.
+    """
+    positives = train[dataset.positive[train]]
+    order = np.lexsort((dataset.timestamp[positives], dataset.user[positives]))
+    place = np.empty(len(positives), np.int64)
+    place[order] = np.arange(len(positives))
+    found = end.copy()
+    found[dataset.positive[train]] = place
+    return found
 
 
 def _origin(seconds: NDArray[np.int64]) -> int:

@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 
 from twotower.data.schema import (
     CategoryFeature,
+    EmbeddingFeature,
     HistoryFeature,
     IdFeature,
     MultiCategoryFeature,
     NumberFeature,
+    SequenceFeature,
     TextFeature,
     TimestampFeature,
 )
 from twotower.data.vocabulary import Vocabulary, plain, texts
+from twotower.errors import DataError
 
 SECOND = 1_000_000
 """Microseconds in a second: histories are compared and aged in whole seconds."""
@@ -163,10 +166,44 @@ class TimestampEncoder(FeatureEncoder):
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingEncoder(FeatureEncoder):
+    """`[n, width + 1]`: the vector's direction, shifted and scaled (0 where missing), and 1 where it is missing.
+
+    One deviation for all places keeps their proportions, which carry what the vectors have to say; one for each would
+    blow up the places in which hardly anything differs.
+    """
+
+    config: EmbeddingFeature
+    mean: NDArray[np.float32]
+    """`[width]` of the directions that the train part holds."""
+    deviation: float
+    """Root of the mean square of what is left of these, over all places."""
+
+    @classmethod
+    def fit(cls, config: EmbeddingFeature, values: Any) -> "EmbeddingEncoder":
+        """Take mean and deviation from a column's vectors."""
+        unit = directions(values, config)
+        known = unit[~np.isnan(unit[:, 0])].astype(np.float64)
+        mean = known.mean(axis=0) if len(known) else np.zeros(config.width)
+        deviation = float(np.sqrt(np.mean(np.square(known - mean)))) if len(known) else 0.0
+        # What rounding leaves of equal vectors is no deviation.
+        return cls(config, mean.astype(np.float32), deviation if deviation > 1e-6 else 1.0)
+
+    def encode(self, values: Any) -> NDArray[np.float32]:
+        unit = directions(values, self.config)
+        missing = np.isnan(unit[:, :1])
+        scaled = np.where(missing, 0.0, (unit - self.mean) / np.float32(self.deviation))
+        return np.concatenate([np.clip(scaled, -10, 10), missing], axis=1).astype(np.float32)
+
+    def state(self) -> dict[str, Any]:
+        return {"mean": self.mean.tolist(), "deviation": self.deviation}
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryEncoder:
     """The last items before the query and their ages: inputs `history_items` and `history_days`, newest first."""
 
-    config: HistoryFeature
+    config: HistoryFeature | SequenceFeature
     items: Vocabulary
 
     def encode(self, history: Sequence[tuple[Sequence[str], Sequence[int]]], timestamp: NDArray[np.int64]) -> Inputs:
@@ -213,6 +250,46 @@ def seconds(values: Any) -> NDArray[np.float64]:
     if pa.types.is_temporal(array.type):
         array = pc.cast(pc.cast(array, pa.timestamp("us"), safe=False), pa.int64())
     return numbers(array) / SECOND
+
+
+def directions(values: Any, feature: EmbeddingFeature) -> NDArray[np.float32]:
+    """`[n, width]` vectors of length 1; NaN throughout where there is none, or none that has a direction.
+
+    Args:
+        values: A column of lists of numbers, or a sequence of lists, arrays and None.
+
+    Raises:
+        DataError: a list of another length.
+    """
+    array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(list(values))
+    found = np.full((len(array), feature.width), np.nan, np.float32)
+    if pa.types.is_null(array.type):
+        return found
+    refuse_other_widths(array, feature)
+    there = np.asarray(pc.is_valid(array), bool)
+    flat = pc.cast(pc.list_flatten(array), pa.float32(), safe=False)
+    found[there] = np.asarray(pc.fill_null(flat, np.nan), np.float32).reshape(-1, feature.width)
+    # The largest first: squares of large numbers are no number any more.
+    largest = np.abs(found).max(axis=1, keepdims=True)
+    found[~(np.isfinite(largest) & (largest > 0))[:, 0]] = np.nan
+    scaled = found / largest
+    unit: NDArray[np.float32] = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    return unit
+
+
+def refuse_other_widths(column: pa.Array | pa.ChunkedArray, feature: EmbeddingFeature) -> None:
+    """Tell of the first list that is not as long as the feature says.
+
+    Raises:
+        DataError: names the row, counted from 1, and both lengths.
+    """
+    length = pc.fill_null(pc.list_value_length(column), feature.width)
+    other = np.flatnonzero(np.asarray(length) != feature.width)
+    if len(other):
+        raise DataError(
+            f"column '{feature.column}', row {other[0] + 1}: {length[int(other[0])]} numbers, but the feature's width "
+            f"is {feature.width} ({len(other)} of {len(column)} rows differ). Mend the column, or set the width."
+        )
 
 
 def _pad(rows: Sequence[NDArray[np.int32]], length: int) -> NDArray[np.int32]:

@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from twotower.data.feature_encoders import (
+    EmbeddingEncoder,
     FeatureEncoder,
     HistoryEncoder,
     Inputs,
@@ -21,17 +22,20 @@ from twotower.data.feature_encoders import (
     TimestampEncoder,
     VocabularyEncoder,
     numbers,
+    refuse_other_widths,
     seconds,
     split_values,
 )
 from twotower.data.schema import (
     CandidateFeature,
     CategoryFeature,
+    EmbeddingFeature,
     HistoryFeature,
     IdFeature,
     MultiCategoryFeature,
     NumberFeature,
     QueryFeature,
+    SequenceFeature,
     TextFeature,
     TimestampFeature,
 )
@@ -116,7 +120,7 @@ class FittedFeatures:
         return cls(
             query=towers["query"],
             candidate=towers["candidate"],
-            history=HistoryEncoder(HistoryFeature(**history), item_vocabulary(towers["candidate"]))
+            history=HistoryEncoder(_HISTORY.validate_python(history), item_vocabulary(towers["candidate"]))
             if history
             else None,
             user_columns=tuple(described["user_columns"]),
@@ -132,19 +136,23 @@ def fit_features(
 
     Raises:
         RecipeError: a column that does not exist or whose type does not fit its kind, a column declared twice as one
-            kind, or a history without an `id` feature on `item_id` to embed it by.
+            kind, two features that read the history, or one without an `id` feature on `item_id` to embed it by.
+        DataError: an embedding that is not as wide as its feature says, in whatever part.
     """
     train = dataset.part == TRAIN
     users = dataset.users.take(np.unique(dataset.user[train]))
     items = dataset.items.take(np.unique(dataset.item[train]))
     context = dataset.context.filter(pa.array(train)) if dataset.context.num_columns else dataset.context
     moments = pa.array(dataset.timestamp[train])
-    single = [feature for feature in query if not isinstance(feature, HistoryFeature)]
-    histories = [feature for feature in query if isinstance(feature, HistoryFeature)]
+    single = [feature for feature in query if not isinstance(feature, HistoryFeature | SequenceFeature)]
+    histories = [feature for feature in query if isinstance(feature, HistoryFeature | SequenceFeature)]
     user_columns = tuple(feature.column for feature in single if feature.column in users.column_names)
     _refuse_repeats([f"{feature.kind} {feature.column}" for feature in single], tower="query")
     _refuse_repeats([f"{feature.kind} {feature.column}" for feature in candidate], tower="candidate")
-    _refuse_repeats(["history"] * len(histories), tower="query")
+    _refuse_second_history(histories)
+
+    _refuse_other_widths(candidate, dataset.items)
+    _refuse_other_widths(single, dataset.users, dataset.context)
 
     def query_values(column: str) -> Any:
         if column in user_columns:
@@ -175,6 +183,7 @@ def item_vocabulary(candidate: Iterable[FeatureEncoder]) -> Vocabulary:
     )
 
 
+_HISTORY: TypeAdapter[Any] = TypeAdapter(Annotated[HistoryFeature | SequenceFeature, Field(discriminator="kind")])
 _FITTING = {
     "id": "single values: text, numbers, booleans or moments",
     "category": "single values: text, numbers, booleans or moments",
@@ -182,14 +191,18 @@ _FITTING = {
     "number": "numbers",
     "text": "text",
     "timestamp": "timestamps, dates, or whole microseconds since 1970",
+    "embedding": "lists of numbers",
 }
 """Kind -> what its column may hold."""
 
 
 def _fit(feature: CandidateFeature, values: Any) -> FeatureEncoder:
     """The feature's encoder, if the column fits its kind."""
-    single = _single(values.type) if feature.kind == "multi_category" else values.type
-    if pa.types.is_nested(single):
+    if feature.kind == "embedding":
+        fits = _holds_vectors(values.type) or pa.types.is_null(values.type)
+    else:
+        fits = not pa.types.is_nested(_single(values.type) if feature.kind == "multi_category" else values.type)
+    if not fits:
         raise _misfit(feature, values.type, found="")
     try:
         return _fitted(feature, values)
@@ -201,6 +214,11 @@ def _single(kind: pa.DataType) -> pa.DataType:
     """What the lists of a column hold."""
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return kind.value_type if is_list else kind
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    single = _single(kind)
+    return single != kind and bool(pa.types.is_floating(single) or pa.types.is_integer(single))
 
 
 def _misfit(feature: CandidateFeature, kind: pa.DataType, *, found: str) -> RecipeError:
@@ -222,12 +240,15 @@ def _fitted(feature: CandidateFeature, values: Any) -> FeatureEncoder:
         case NumberFeature():
             number = numbers(values)
             known = number[~np.isnan(number)]
-            deviation = float(known.std()) if len(known) else 0.0
-            return NumberEncoder(feature, float(known.mean()) if len(known) else 0.0, deviation or 1.0)
+            mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+            # What rounding leaves of equal numbers is no deviation.
+            return NumberEncoder(feature, mean, deviation if deviation > 1e-12 * abs(mean) else 1.0)
         case TimestampFeature():
             second = seconds(values)
             known = second[~np.isnan(second)]
             return TimestampEncoder(feature, *((float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)))
+        case EmbeddingFeature():
+            return EmbeddingEncoder.fit(feature, values)
 
 
 def _describe(encoder: FeatureEncoder) -> dict[str, Any]:
@@ -245,6 +266,9 @@ def _restore(entry: Mapping[str, Any], *, folder: Path, tower: str) -> FeatureEn
             return TextEncoder(feature)
         case NumberFeature():
             return NumberEncoder(feature, **entry["state"])
+        case EmbeddingFeature():
+            state = entry["state"]
+            return EmbeddingEncoder(feature, np.array(state["mean"], np.float32), state["deviation"])
         case _:
             return TimestampEncoder(feature, **entry["state"])
 
@@ -257,6 +281,22 @@ def _refuse_repeats(names: Sequence[str], *, tower: str) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise RecipeError(f"model.{tower}: feature '{repeated[0]}' is declared twice. Take one of the two out.")
+
+
+def _refuse_other_widths(features: Sequence[CandidateFeature], *tables: pa.Table) -> None:
+    """Tell of a vector's wrong length before anything is trained: the other parts are encoded only after training."""
+    for feature in features:
+        if isinstance(feature, EmbeddingFeature):
+            columns = [table[feature.column] for table in tables if feature.column in table.column_names]
+            for column in columns[:1]:
+                if _holds_vectors(column.type):
+                    refuse_other_widths(column, feature)
+
+
+def _refuse_second_history(histories: Sequence[HistoryFeature | SequenceFeature]) -> None:
+    if len(histories) > 1:
+        kinds = " and ".join(f"'{feature.kind}'" for feature in histories)
+        raise RecipeError(f"model.query: {kinds} both read the history. Take one of the two out.")
 
 
 def _existing(table: pa.Table, column: str, *, where: str) -> Any:

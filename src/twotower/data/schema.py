@@ -7,12 +7,13 @@ settings that it uses, so a setting that would be ignored is refused.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from pydantic import ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid")
 
 PositiveInt = Annotated[int, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,9 @@ class IdFeature:
     """`user_id`, `item_id`, or a column that holds another id."""
     dim: PositiveInt = 32
     """Width of the embedding."""
+    dropout: Share = 0.0
+    """Share of ids hidden in training, as if never met: what stands beside the id then learns to place an item by what
+    it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,23 @@ class TimestampFeature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingFeature:
+    """An embedding computed beforehand, such as a text encoder's of a title: lists of numbers, all of one length.
+
+    Each goes in scaled to length 1, shifted by the mean of the train split and divided by one deviation for all places,
+    beside a flag for a missing one.
+    """
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["embedding"]
+    column: str
+    """A column of lists of numbers."""
+    width: PositiveInt
+    """Numbers in each list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryFeature:
     """The last items that the user met before the query, newest first, embedded by the candidate tower's id table.
 
@@ -113,6 +134,26 @@ class HistoryFeature:
     """Weighted sums taken of the same items, each with learned weights of its own."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceFeature:
+    """The last items before the query, read in their order by a causal transformer that knows the time between them.
+
+    It is trained on every position of a history at once. Takes the place of `history`: a tower reads one of the two.
+    """
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["sequence"]
+    length: PositiveInt = 100
+    """Items read; older ones are left out."""
+    blocks: PositiveInt = 2
+    """Layers of attention."""
+    heads: PositiveInt = 2
+    """Heads of attention; a divisor of the width of the items' embedding."""
+    dropout: Share = 0.2
+    """Share of numbers hidden in training, against learning by heart."""
+
+
 QueryFeature = Annotated[
     IdFeature
     | CategoryFeature
@@ -120,13 +161,21 @@ QueryFeature = Annotated[
     | NumberFeature
     | TextFeature
     | TimestampFeature
-    | HistoryFeature,
+    | EmbeddingFeature
+    | HistoryFeature
+    | SequenceFeature,
     Field(discriminator="kind"),
 ]
 """What the query tower may read: columns of the users table, of the interactions (context), or the history."""
 
 CandidateFeature = Annotated[
-    IdFeature | CategoryFeature | MultiCategoryFeature | NumberFeature | TextFeature | TimestampFeature,
+    IdFeature
+    | CategoryFeature
+    | MultiCategoryFeature
+    | NumberFeature
+    | TextFeature
+    | TimestampFeature
+    | EmbeddingFeature,
     Field(discriminator="kind"),
 ]
 """What the candidate tower may read: columns of the items table."""

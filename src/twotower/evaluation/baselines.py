@@ -1,17 +1,24 @@
 """What a model has to beat: popularity, recent popularity, item-kNN and EASE, each learned from the train part alone.
 
 Under the successive protocol the histories that item-kNN and EASE read advance with every query, and the window of
-recent popularity moves on, as for every other contender.
+recent popularity moves on, as for every other contender. `ials` and `markov` hold two more, `tuning` the box of all.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
 
 from twotower.data.split import TRAIN, SplitDataset
+from twotower.evaluation.contenders import Contender
 from twotower.evaluation.queries import Queries, expand
+
+FADED = 0.01
+"""An item of a history that counts for less than this is forgotten, which bounds the work per query."""
+DENSE_ITEMS = 10_000
+"""Above this catalogue no weights are kept for every pair of items: they would not fit the memory."""
 
 
 def train_popularity(dataset: SplitDataset) -> NDArray[np.int64]:
@@ -82,14 +89,38 @@ class RecentPopularity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """A contender that reads histories; whoever has none gets what most people took, and not a tie of all items."""
+
+    contender: Contender
+    popularity: Popularity
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+    def score(self, queries: Queries) -> NDArray[np.float32]:
+        scores = self.contender.score(queries)
+        first, end = queries.known_positives.before(queries.user, queries.timestamp)
+        scores[first == end] = self.popularity.counts
+        return scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemWeights:
     """A linear item-to-item model: an item's score is the sum of its weights from the items of the history."""
 
     name: str
     weights: sparse.csr_array | NDArray[np.float32]
     """`[I, I]`: row = item of the history, column = item scored."""
+    decay: float = 1.0
+    """What an item counts for with each step that it is older than the latest; 1 forgets nothing."""
 
     def score(self, queries: Queries) -> NDArray[np.float32]:
+        if self.decay < 1:
+            product = faded_histories(queries, items=self.weights.shape[0], decay=self.decay) @ self.weights
+            faded: NDArray[np.float32] = product.toarray() if sparse.issparse(product) else product
+            return faded
         changes, starts = history_changes(queries, items=self.weights.shape[0])
         product = changes @ self.weights
         scores: NDArray[np.float32] = product.toarray() if sparse.issparse(product) else product
@@ -115,6 +146,32 @@ def history_changes(queries: Queries, *, items: int) -> tuple[sparse.csr_array, 
     row, item = row[new], queries.known_positives.item[place[new]]
     changes = sparse.csr_array((np.ones(len(row), np.float32), (row, item)), shape=(len(queries), items))
     return changes, np.flatnonzero(whole).tolist()
+
+
+def faded_histories(queries: Queries, *, items: int, decay: float) -> sparse.csr_array:
+    """`[q, I]` what each item of a query's history counts for: `decay ** age`, 1 for the latest, at most 1 in all.
+
+    Args:
+        items: Items in the catalogue.
+        decay: In (0, 1]. What would count for less than `FADED` is left out.
+    """
+    first, end = queries.known_positives.before(queries.user, queries.timestamp)
+    if decay < 1:
+        first = np.maximum(first, end - math.ceil(math.log(FADED) / math.log(decay)))
+    query, place = expand(first, end)
+    weight = (decay ** (end[query] - 1 - place)).astype(np.float32)
+    held = sparse.csr_array((weight, (query, queries.known_positives.item[place])), shape=(len(queries), items))
+    held.sum_duplicates()
+    np.minimum(held.data, 1.0, out=held.data)
+    return held
+
+
+def quick(model: ItemWeights) -> ItemWeights:
+    """The same model, its weights written out for every pair of items where most products are faster so."""
+    weights, items = model.weights, model.weights.shape[0]
+    if isinstance(weights, np.ndarray) or items > DENSE_ITEMS or weights.nnz * 32 < items * items:
+        return model
+    return replace(model, weights=weights.toarray())
 
 
 def item_knn(matrix: sparse.csr_array, *, neighbours: int, shrinkage: float, cells: int = 8_000_000) -> ItemWeights:

@@ -101,6 +101,28 @@ def calibration_chart(points: list[dict[str, float]], *, label: str) -> Spec:
     )
 
 
+def tasks_chart(rows: list[dict[str, Any]]) -> Spec:
+    """A figure of every task against the epoch, on a log scale: tasks pull with forces of unlike size.
+
+    Args:
+        rows: `{"epoch", "task", "value"}`, each value above 0.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    chart = (
+        _chart(rows)
+        .mark_line(point=alt.OverlayMarkDef(size=36), strokeWidth=2)
+        .encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, grid=False)),
+            y=alt.Y("value:Q", scale=alt.Scale(type="log"), title="gradient norm (log scale)"),
+            color=alt.Color(
+                "task:N", sort=tasks, scale=alt.Scale(domain=tasks, range=LINES[: len(tasks)]), legend=_legend()
+            ),
+            tooltip=["task:N", "epoch:Q", alt.Tooltip("value:Q", format=".3e")],
+        )
+    )
+    return _spec(chart, height=220)
+
+
 def training_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
     """One figure of training over the epochs.
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.evaluation.contenders import Contender, TwoStageContender
-from twotower.evaluation.queries import Queries
+from twotower.evaluation.queries import Queries, seen_pairs
 from twotower.evaluation.ranks import LOWEST, blocks, ranks_in_block, seen_items, silence, top_items
 
 Progress = Callable[[str, int, int], None]
@@ -66,6 +66,23 @@ class _Parts:
             lists=np.concatenate([np.empty((0, list_length), np.int32), *self.lists]),
             nan_scores=self.nan_scores,
         )
+
+
+def answerable(queries: Queries, *, arena: Arena) -> tuple[Queries, int]:
+    """The queries that can be answered right, and how many cannot: all they ask for was seen, and seen is excluded."""
+    if not arena.exclude_seen:
+        return queries, 0
+    kept = queries.keep_pairs(~seen_pairs(queries, arena.items))
+    return kept, len(queries) - len(kept)
+
+
+def sampled(queries: Queries, limit: int, *, seed: int) -> Queries:
+    """At most `limit` of the queries, drawn by chance; 0 keeps all."""
+    if not limit or len(queries) <= limit:
+        return queries
+    keep = np.zeros(len(queries), bool)
+    keep[np.random.default_rng(seed).choice(len(queries), limit, replace=False)] = True
+    return queries.keep_queries(keep)
 
 
 def run(contender: Contender, queries: Queries, *, arena: Arena) -> Outcome:

@@ -1,12 +1,12 @@
 """The report of one model: every contender, under every protocol that fits the split, with how sure each figure is.
 
-Reading order: `queries` (what is asked), `contest` (how it is ranked), `metrics` (how it is judged), this file (how it
-becomes one report), `report` (how it is shown).
+Reading order: `queries` (what is asked), `tuning` (who is asked beside the model), `contest` (how it is ranked),
+`metrics` (how it is judged), this file (how it becomes one report), `report` (how it is shown).
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,16 @@ from twotower.evaluation import baselines, metrics
 from twotower.evaluation.bootstrap import resample_users
 from twotower.evaluation.config import EvaluateConfig
 from twotower.evaluation.contenders import Contender, Oracle, TwoStageContender
-from twotower.evaluation.contest import Arena, Outcome, Progress, run, run_two_stage
+from twotower.evaluation.contest import Arena, Outcome, Progress, answerable, run, run_two_stage, sampled
 from twotower.evaluation.examples import examples
 from twotower.evaluation.labels import evaluate_labels
-from twotower.evaluation.names import CHAMPION, lead_k, lead_metrics
-from twotower.evaluation.queries import Queries, seen_pairs, static, successive
+from twotower.evaluation.names import CHAMPION, lead_metrics
+from twotower.evaluation.queries import Queries, static, successive
 from twotower.evaluation.segments import Segment, segments
+from twotower.evaluation.tuning import known_in, tune
+from twotower.model.calibrated import Calibration
 
 FORMAT_VERSION = 1
-TUNING_QUERIES = 20_000
-"""Validation queries that choose the window of recent popularity: enough to tell windows apart."""
 
 
 def evaluate(
@@ -37,12 +37,14 @@ def evaluate(
     model: TwoStageContender,
     seed: int,
     champion: TwoStageContender | None = None,
+    calibration: Mapping[str, Calibration] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge a model on the test part beside the baselines: the content of `report.json`.
 
     Args:
         champion: The model that answers users now, to be asked the same.
+        calibration: Label -> the map from what the model predicts to what it tells.
         progress: Told what is being worked on, how many queries are done, and of how many.
 
     Raises:
@@ -60,7 +62,7 @@ def evaluate(
         scores_in_memory=config.scores_in_memory,
         progress=progress,
     )
-    rivals, notes = _rivals(config, dataset, arena=arena, seed=seed)
+    rivals, tuning, notes = _rivals(config, dataset, arena=arena, seed=seed)
     protocols = {
         name: _protocol(
             config,
@@ -68,7 +70,7 @@ def evaluate(
             queries=queries,
             model=model,
             champion=champion,
-            rivals=rivals[name],
+            rivals=rivals.get(name, []),
             arena=arena,
             seed=seed,
         )
@@ -85,7 +87,15 @@ def evaluate(
         "lead_metrics": list(lead_metrics(config.ks)),
         "headline": _headline(protocols[main], config.ks),
         "protocols": protocols,
-        "labels": evaluate_labels(model, dataset, max_rows=config.max_queries, resamples=config.bootstrap, seed=seed),
+        "baselines": tuning,
+        "labels": evaluate_labels(
+            model,
+            dataset,
+            max_rows=config.max_queries,
+            resamples=config.bootstrap,
+            seed=seed,
+            calibration=calibration,
+        ),
         "examples": shown,
         "notes": notes,
         "seconds": round(time.perf_counter() - started, 2),
@@ -101,68 +111,26 @@ def _asked(dataset: SplitDataset) -> dict[str, Queries]:
 
 def _rivals(
     config: EvaluateConfig, dataset: SplitDataset, *, arena: Arena, seed: int
-) -> tuple[dict[str, list[Contender]], list[str]]:
-    """Protocol -> the baselines and, in a simulated world, the oracle; and what a reader should know of them."""
-    found: list[Contender] = []
+) -> tuple[dict[str, list[Contender]], dict[str, Any], list[str]]:
+    """Protocol -> the baselines and, in a simulated world, the oracle; how they were tuned; what to tell a reader."""
     notes = ["All baselines learn from the train part alone, as the model does."]
-    matrix = baselines.train_matrix(dataset)
-    if "popularity" in config.baselines:
-        found.append(baselines.Popularity(counts=baselines.train_popularity(dataset)))
-    if "item_knn" in config.baselines:
-        found.append(baselines.item_knn(matrix, neighbours=config.knn_neighbours, shrinkage=config.knn_shrinkage))
-    if "ease" in config.baselines and arena.items <= config.ease_max_items:
-        found.append(baselines.ease(matrix, l2=config.ease_l2))
-    elif "ease" in config.baselines:
+    both: dict[str, list[Contender]] = {}
+    facts: dict[str, Any] = {}
+    for tuned in tune(config, dataset, arena=arena, seed=seed):
+        for protocol, one in tuned.items():
+            both.setdefault(protocol, []).append(known_in(protocol, one.contender, dataset=dataset))
+        chosen = {protocol: {"settings": one.settings, "validation": one.validation} for protocol, one in tuned.items()}
+        main = next(iter(tuned))
+        facts[tuned[main].contender.name] = chosen[main] | {"protocols": chosen}
+        notes += [note for note in dict.fromkeys(one.note for one in tuned.values()) if note]
+    if "ease" in config.baselines and "ease" not in facts:
         notes.append(f"EASE is left out: {arena.items:,} items, evaluate.ease_max_items = {config.ease_max_items:,}.")
     oracle = Oracle.of(dataset)
     if oracle is not None:
-        found.append(oracle)
+        for protocol in _asked(dataset):
+            both.setdefault(protocol, []).append(oracle)
         notes.append("The world is simulated: the oracle ranks by the true chance of being next; nothing does better.")
-    both: dict[str, list[Contender]] = {"successive": list(found), "static": list(found)}
-    if "recent_popularity" in config.baselines:
-        window, note = _recent_window(config, dataset, arena=arena, seed=seed)
-        notes.append(note)
-        recent = baselines.RecentPopularity
-        both["successive"].insert(1, recent.of(dataset, TRAIN, VALIDATION, TEST, window=window))
-        both["static"].insert(1, recent.of(dataset, TRAIN, VALIDATION, window=window))
-    return both, notes
-
-
-def _recent_window(config: EvaluateConfig, dataset: SplitDataset, *, arena: Arena, seed: int) -> tuple[int, str]:
-    """The window with the best NDCG on the validation part, and how it came about."""
-    by_time = dataset.metadata.get("protocol") == "time"
-    queries = successive(dataset, VALIDATION) if by_time else static(dataset, VALIDATION)
-    queries, _ = _countable(queries, arena=arena)
-    queries = _sampled(queries, TUNING_QUERIES, seed=seed)
-    if not len(queries):
-        middle = config.recent_windows[len(config.recent_windows) // 2]
-        return middle, f"Recent popularity looks back {middle:,} interactions: no validation part to choose by."
-    parts = (TRAIN, VALIDATION) if by_time else (TRAIN,)
-    k = lead_k(config.ks)
-    known = int((np.isin(dataset.part, parts) & dataset.positive).sum())
-    reached: dict[int, float] = {}
-    for window in [length for length in config.recent_windows if length < known] or [known]:
-        contender = baselines.RecentPopularity.of(dataset, *parts, window=window)
-        ranks = run(contender, queries, arena=replace(arena, list_length=0)).ranks
-        reached[window] = float(metrics.query_metrics(ranks, queries.relevant_start, ks=(k,))[f"ndcg@{k}"].mean())
-    best = max(reached, key=lambda window: (reached[window], -window))
-    return best, f"Recent popularity looks back {best:,} interactions, chosen by NDCG@{k} on the validation part."
-
-
-def _countable(queries: Queries, *, arena: Arena) -> tuple[Queries, int]:
-    """The queries that can be answered right, and how many cannot: all they ask for was seen, and seen is excluded."""
-    if not arena.exclude_seen:
-        return queries, 0
-    kept = queries.keep_pairs(~seen_pairs(queries, arena.items))
-    return kept, len(queries) - len(kept)
-
-
-def _sampled(queries: Queries, limit: int, *, seed: int) -> Queries:
-    if not limit or len(queries) <= limit:
-        return queries
-    keep = np.zeros(len(queries), bool)
-    keep[np.random.default_rng(seed).choice(len(queries), limit, replace=False)] = True
-    return queries.keep_queries(keep)
+    return both, facts, notes
 
 
 def _protocol(
@@ -178,8 +146,8 @@ def _protocol(
 ) -> dict[str, Any]:
     """All contenders on one set of queries."""
     asked = len(queries)
-    queries, impossible = _countable(queries, arena=arena)
-    queries = _sampled(queries, config.max_queries, seed=seed)
+    queries, impossible = answerable(queries, arena=arena)
+    queries = sampled(queries, config.max_queries, seed=seed)
     if not len(queries):
         raise DataError("evaluate: every test item had been seen before. Set evaluate.exclude_seen = false.")
     parts = segments(dataset, queries)

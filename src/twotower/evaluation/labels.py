@@ -1,6 +1,6 @@
 """How good the ranking heads' own predictions are: each test interaction's label against what was predicted for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from twotower.data.split import TEST, TRAIN, SplitDataset
 from twotower.errors import DataError
 from twotower.evaluation import metrics
+from twotower.evaluation.bias import tuned_bias_only
 from twotower.evaluation.bootstrap import resample_users
 from twotower.evaluation.contenders import TwoStageContender
 from twotower.evaluation.queries import labelled
 from twotower.evaluation.ranks import blocks
+from twotower.model.calibrated import Calibration
 
 Values = NDArray[np.float64]
 BLOCK = 8192
@@ -20,19 +22,47 @@ BLOCK = 8192
 
 
 def evaluate_labels(
-    model: TwoStageContender, dataset: SplitDataset, *, max_rows: int, resamples: int, seed: int
+    model: TwoStageContender,
+    dataset: SplitDataset,
+    *,
+    max_rows: int,
+    resamples: int,
+    seed: int,
+    calibration: Mapping[str, Calibration] | None = None,
 ) -> dict[str, Any]:
     """Label -> its metrics, baselines, calibration and segments on the test rows that carry it.
 
     Args:
         max_rows: Rows asked for at most, drawn at random; 0 for all.
         resamples: Of the bootstrap.
+        calibration: Label -> how its prediction is told. All is judged as told, and beside it stands, as
+            `before_calibration`, what it would be without.
     """
     rows = np.flatnonzero(dataset.part == TEST)
     if max_rows and len(rows) > max_rows:
         rows = np.sort(np.random.default_rng(seed).choice(rows, max_rows, replace=False))
     if not model.label_kinds or not len(rows):
         return {}
+    asked, predicted = predict_labels(model, dataset, rows)
+    return {
+        label: _judge(
+            dataset,
+            label,
+            kind=kind,
+            rows=asked,
+            predicted=predicted[label],
+            calibration=(calibration or {}).get(label),
+            resamples=resamples,
+            seed=seed,
+        )
+        for label, kind in model.label_kinds.items()
+    }
+
+
+def predict_labels(
+    model: TwoStageContender, dataset: SplitDataset, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], dict[str, Values]]:
+    """The rows in the order asked, `[n]`, and label -> `[n]` what is predicted of them, each at its own moment."""
     queries = labelled(dataset, rows)
     predicted: dict[str, list[NDArray[np.float32]]] = {label: [] for label in model.label_kinds}
     for start, stop in blocks(len(queries), BLOCK):
@@ -40,17 +70,8 @@ def evaluate_labels(
         for label, values in model.predict(block, block.relevant).items():
             if label in predicted:
                 predicted[label].append(values)
-    return {
-        label: _judge(
-            dataset,
-            label,
-            kind=kind,
-            rows=queries.log_row,
-            predicted=np.concatenate(predicted[label]).astype(np.float64),
-            resamples=resamples,
-            seed=seed,
-        )
-        for label, kind in model.label_kinds.items()
+    return queries.log_row, {
+        label: np.concatenate(parts).astype(np.float64) if parts else np.zeros(0) for label, parts in predicted.items()
     }
 
 
@@ -64,28 +85,6 @@ def label_values(dataset: SplitDataset, label: str) -> Values:
     raise DataError(f"label {label!r}: not in the split, which holds {held}. Prepare it again with this label.")
 
 
-def bias_baseline(
-    user: NDArray[np.int32], item: NDArray[np.int32], *, label: Values, users: int, items: int, damping: float = 5.0
-) -> Callable[[NDArray[np.int32], NDArray[np.int32]], Values]:
-    """Mean + what a user gives above it + what an item gets above it: the baseline of rating prediction.
-
-    Args:
-        user: `[n]` user rows of the train part.
-        item: `[n]` item rows.
-        label: `[n]`.
-        damping: Rows of the mean added to each user and item, which pulls those with few rows to it.
-    """
-    mean = float(label.mean())
-    user_bias, item_bias = np.zeros(users), np.zeros(items)
-    user_rows, item_rows = np.bincount(user, minlength=users), np.bincount(item, minlength=items)
-    for _ in range(10):  # Alternating ridge regression; it settles to four digits in fewer sweeps.
-        rest = label - mean - user_bias[user]
-        item_bias = np.bincount(item, weights=rest, minlength=items) / (item_rows + damping)
-        rest = label - mean - item_bias[item]
-        user_bias = np.bincount(user, weights=rest, minlength=users) / (user_rows + damping)
-    return lambda user, item: mean + user_bias[user] + item_bias[item]
-
-
 def _judge(
     dataset: SplitDataset,
     label: str,
@@ -93,6 +92,7 @@ def _judge(
     kind: str,
     rows: NDArray[np.int64],
     predicted: Values,
+    calibration: Calibration | None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -106,19 +106,25 @@ def _judge(
         return result
     actual, train = values[rows], (dataset.part == TRAIN) & ~np.isnan(values)
     measure = metrics.regression if kind == "regression" else metrics.binary
-    curve = metrics.calibration(predicted, actual)
+    if calibration is not None:
+        result["before_calibration"] = {"metrics": measure(predicted, actual)} | _reliability(predicted, actual)
+        predicted = calibration.apply(predicted).astype(np.float64)
     result |= {
         "metrics": measure(predicted, actual),
         "baselines": _baselines(dataset, values, kind=kind, train=train, rows=rows),
-        "calibration": curve,
-        "calibration_error": metrics.calibration_error(curve),
         "as_classifier": _as_classifier(predicted, actual, label=label, kind=kind, train=values[train]),
         "segments": _segments(dataset, predicted, actual=actual, rows=rows, measure=measure),
-    }
+    } | _reliability(predicted, actual)
     if resamples and kind == "regression":
         drawn = resample_users({"rmse": (predicted - actual) ** 2}, dataset.user[rows], resamples=resamples, seed=seed)
         result["intervals"] = {"rmse": np.sqrt(drawn.interval("rmse")).tolist()}
     return result
+
+
+def _reliability(predicted: Values, actual: Values) -> dict[str, Any]:
+    """How far the prediction can be taken literally: the curve, and its expected calibration error."""
+    curve = metrics.calibration(predicted, actual)
+    return {"calibration": curve, "calibration_error": metrics.calibration_error(curve)}
 
 
 def _as_classifier(predicted: Values, actual: Values, *, label: str, kind: str, train: Values) -> dict[str, Any]:
@@ -146,16 +152,10 @@ def _baselines(
     mean = np.full(len(rows), values[train].mean())
     if kind == "binary":
         return {"train mean": metrics.binary(mean, actual)}
-    bias = bias_baseline(
-        dataset.user[train],
-        dataset.item[train],
-        label=values[train],
-        users=len(dataset.user_ids),
-        items=len(dataset.item_ids),
-    )
+    bias, _ = tuned_bias_only(dataset, values)
     return {
         "train mean": metrics.regression(mean, actual),
-        "user and item bias": metrics.regression(bias(dataset.user[rows], dataset.item[rows]), actual),
+        "bias_only": metrics.regression(bias.predict(dataset.user[rows], dataset.item[rows]), actual),
     }
 
 

@@ -1,15 +1,16 @@
 """The trained model as a contender: the exported graphs answer, the same that a server runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twotower.data.batches import QueryArrays
-from twotower.data.feature_encoders import Inputs
+from twotower.data.feature_encoders import SECOND, Inputs
 from twotower.data.histories import UserLog
 from twotower.data.split import SplitDataset
+from twotower.data.trends import Trends, lookup
 from twotower.evaluation.queries import Queries
 from twotower.evaluation.ranks import blocks
 from twotower.model.exported import SCORE, ExportedModel, TowerOutput
@@ -36,6 +37,7 @@ class ModelContender:
         self.candidates = in_blocks(model.embed_candidates, model.features.candidate_inputs(dataset.items))
         self.label_kinds = {label: kind for label, kind in model.labels.items() if label in dataset.labels}
         self._arrays: tuple[UserLog, QueryArrays] | None = None
+        self._fortunes: tuple[UserLog, Trends] | None = None
         self._last: tuple[Queries, TowerOutput] | None = None
 
     def missing_columns(self) -> list[str]:
@@ -52,22 +54,43 @@ class ModelContender:
 
     def rank(self, queries: Queries, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
         """`[q, C]` the final score of each candidate (item rows)."""
-        whole = self.embed(queries).ranking
-        size = max(PAIRS // max(candidates.shape[1], 1), 1)
-        parts = [
-            self.model.rank(whole[start:stop], self.candidates.ranking[candidates[start:stop]])[SCORE]
-            for start, stop in blocks(len(whole), size)
-        ]
+        parts = [answer[SCORE] for answer in self._answers(queries, candidates)]
         return np.concatenate(parts) if parts else np.zeros(candidates.shape, np.float32)
 
     def predict(self, queries: Queries, item: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-        """Label -> `[q]` predicted value, or probability, of one item (row) per query."""
-        whole = self.embed(queries).ranking
-        parts = [
-            self.model.rank(whole[start:stop], self.candidates.ranking[item[start:stop], None])
-            for start, stop in blocks(len(whole), PAIRS)
-        ]
+        """Label -> `[q]` predicted value, or probability, of one item (row) per query, before calibration."""
+        parts = list(self._answers(queries, item[:, None]))
         return {label: np.concatenate([part[label][:, 0] for part in parts]) for label in self.label_kinds}
+
+    def _answers(self, queries: Queries, candidates: NDArray[np.int32]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """The ranking head's answers, some queries at a time."""
+        whole = self.embed(queries).ranking
+        size = max(PAIRS // max(candidates.shape[1], 1), 1)
+        for start, stop in blocks(len(whole), size):
+            asked = candidates[start:stop]
+            yield self.model.rank_raw(
+                whole[start:stop],
+                self.candidates.ranking[asked],
+                trends=self._trends(queries.known_positives, queries.timestamp[start:stop], asked),
+            )
+
+    def _trends(
+        self, log: UserLog, timestamp: NDArray[np.int64], candidates: NDArray[np.int32]
+    ) -> NDArray[np.float32] | None:
+        """`[q, C, F]` how popular and how old the candidates were at each moment; None for a model that asks not."""
+        if not self.model.trend_block:
+            return None
+        if self._fortunes is None or self._fortunes[0] is not log:
+            order = np.argsort(log.timestamp, kind="stable")
+            trends = Trends.build(
+                log.item[order],
+                log.timestamp[order] // SECOND,
+                items=len(self.dataset.item_ids),
+                block=self.model.trend_block,
+            )
+            self._fortunes = (log, trends)
+        trends = self._fortunes[1]
+        return np.asarray(lookup(np, trends.arrays, trends.snapshot_at(timestamp // SECOND), candidates))
 
     def embed(self, queries: Queries) -> TowerOutput:
         """The query tower's output; the stages ask about the same block one after the other, so the last is kept."""

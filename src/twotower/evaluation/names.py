@@ -10,6 +10,8 @@ NAMES = {
     "recent_popularity": "Recent popularity",
     "item_knn": "Item-kNN",
     "ease": "EASE",
+    "ials": "iALS",
+    "markov": "Markov chains",
     "champion": "Champion (answers now)",
     "oracle": "Oracle (best possible)",
 }

@@ -13,6 +13,8 @@ from twotower.evaluation.names import NAMES, metric_name
 
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 BOUNDS = ("ceiling", "best possible")
+PULL = "gradient_norm_"
+"""Begins the keys of a training history that tell how hard a task pulls on what all tasks share."""
 PROTOCOLS = {"successive": "Successive", "static": "Static"}
 MEANINGS = {
     "successive": (
@@ -30,7 +32,9 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     """Write `report.json`, `report.html` and `card.md` into an open directory.
 
     Args:
-        report: From `evaluate`; `training` (a list of `{"epoch", ...}`) and `index` are shown where they were added.
+        report: From `evaluate`; shown where they were added: `training` (a list of `{"epoch", ...}`, in it
+            `gradient_norm_<task>`), `index`, `alarms` (lines), `audit` (a list of `{"name", "passed", "detail"}`) and
+            `single_task` (a list of `{"name", "metrics"}`, the joint model first).
     """
     clean = _without_nan(report)
     text = json.dumps(clean, indent=1, allow_nan=False)
@@ -53,6 +57,10 @@ def render_page(report: dict[str, Any]) -> str:
         lists=_list_table(report),
         charts=specifications,
         training=[name for name in specifications if name.startswith("training-")],
+        alarms=_alarms(report),
+        audit=report.get("audit") or [],
+        pull=_pull_table(report),
+        joint=_joint_table(report),
         bundle=Markup(charts.bundle()),
         names=NAMES,
     )
@@ -66,7 +74,11 @@ def render_card(report: dict[str, Any]) -> str:
         main=report["protocols"][report["main_protocol"]],
         sentence=headline_sentence(report),
         tables=_tables(report),
+        stages=_stages(report),
         segments=_segment_table(report),
+        alarms=_alarms(report),
+        audit=report.get("audit") or [],
+        joint=_joint_table(report),
         names=NAMES,
     )
 
@@ -137,15 +149,45 @@ def _verdict(main: dict[str, Any], *, metric: str, baseline: str) -> str:
 
 
 def _stages(report: dict[str, Any]) -> dict[str, Any]:
-    """What retrieval alone, both stages, and a perfect ranking of the candidates reach."""
+    """What retrieval alone, both stages, and a perfect ranking of the candidates reach, and what each stage adds."""
     head, main = report["headline"], report["protocols"][report["main_protocol"]]
     gain = next(row for row in main["differences"] if row["metric"] == head["ndcg"] and row["minus"] == "retrieval")
+    lead = (head["ndcg"], head["recall"])
+    adds = [row for row in main["differences"] if row["metric"] in lead and "retrieval" in (row["of"], row["minus"])]
     return {
+        "adds": sorted(adds, key=lambda row: lead.index(row["metric"])),
         "metric": metric_name(head["ndcg"]),
         "recall_metric": metric_name(head["recall"]),
         "gain": gain,
         "candidates": report["config"]["candidates"],
     }
+
+
+def _alarms(report: dict[str, Any]) -> list[str]:
+    """What should keep a reader from trusting the model: what training told, and every leak."""
+    leaks = [f"Leak, {check['name']}: {check['detail']}" for check in report.get("audit") or [] if not check["passed"]]
+    return [*leaks, *(report.get("alarms") or [])]
+
+
+def _pull_table(report: dict[str, Any]) -> dict[str, Any]:
+    """Each task's gradient norm on the shared weights, and its ratio to the first task's, after the last epoch."""
+    told = [row for row in report.get("training") or [] if any(key.startswith(PULL) for key in row)]
+    last: dict[str, Any] = told[-1] if told else {}
+    norms = {key.removeprefix(PULL): value for key, value in last.items() if key.startswith(PULL)}
+    first = next(iter(norms.values()), None)
+    rows = [
+        {"task": task, "norm": norm, "ratio": norm / first if first and norm is not None else None}
+        for task, norm in norms.items()
+    ]
+    return {"epoch": last.get("epoch"), "rows": rows}
+
+
+def _joint_table(report: dict[str, Any]) -> dict[str, Any]:
+    """The joint model beside models of one task each: what joining gains or costs."""
+    models = report.get("single_task") or []
+    metrics = list(dict.fromkeys(metric for model in models for metric in model["metrics"]))
+    rows = [{"name": model["name"], "values": [model["metrics"].get(metric) for metric in metrics]} for model in models]
+    return {"metrics": [metric_name(metric) for metric in metrics], "rows": rows}
 
 
 def _segment_table(report: dict[str, Any]) -> dict[str, Any]:
@@ -206,8 +248,8 @@ def _charts(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training_charts(training: list[dict[str, Any]]) -> dict[str, Any]:
-    """One chart for each figure that training kept per epoch."""
-    keys = [key for key in (training[0] if training else {}) if key != "epoch"]
+    """One chart for each figure that training kept per epoch, and one for the pull of all tasks."""
+    keys = [key for key in (training[0] if training else {}) if key != "epoch" and not key.startswith(PULL)]
     found = {}
     for key in keys:
         rows = [
@@ -215,7 +257,13 @@ def _training_charts(training: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         if rows:
             found[f"training-{key}"] = charts.training_chart(rows, metric=key.replace("_", " "))
-    return found
+    pulls = [
+        {"epoch": row["epoch"], "task": key.removeprefix(PULL), "value": value}
+        for row in training
+        for key, value in row.items()
+        if key.startswith(PULL) and isinstance(value, (int, float)) and value > 0
+    ]
+    return found | ({"pull": charts.tasks_chart(pulls)} if pulls else {})
 
 
 def _environment() -> Environment:

@@ -1,8 +1,10 @@
 """The mathematics: no files, no loops over data.
 
 Reading order: `config` (what the recipe says), `encoders` (a feature's numbers -> a piece of a tower's input),
-`towers`, `sampling`, `losses`, `retrieval`, `ranking`, `joint` (both tasks, one loss); then `export` (-> ONNX) and
-`exported` (the same model without Keras: what evaluation and the server run).
+`sequence` (a history read in its order), `towers`, `sampling`, `losses`, `retrieval`, `memory` (a history beside a
+candidate), `experts` (what joint tasks share), `ranking`, `task_weights` (many losses -> one), `joint` (both tasks);
+then `export` (-> ONNX), `calibrated` (what is told of a prediction) and `exported` (the same model without Keras: what
+evaluation and the server run).
 """
 
 import os

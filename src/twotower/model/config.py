@@ -30,20 +30,37 @@ class RetrievalConfig:
 
     weight: Annotated[float, Ge(0)] = 1.0
     """Weight of this task in the joint loss; 0 leaves ranking alone."""
+    loss: Literal["softmax", "gbce", "cosine_contrastive"] = "softmax"
+    """`softmax`: cross-entropy of what was met against the negatives. `gbce` (gSASRec): each by itself, the positive
+    weighed down as negatives are few. `cosine_contrastive` (SimpleX): a margin between cosines; wants unit vectors."""
+    negatives: Literal["auto", "all", "sampled"] = "auto"
+    """`all`: every item of the train part at every step, which needs no correction. `sampled`: the two kinds below.
+    `auto` takes all up to 10,000 items."""
     in_batch_negatives: Annotated[int, Ge(0)] = 512
-    """Negatives taken from the batch's own items, shared by all its queries; they come as often as they are popular."""
+    """Sampled negatives from the batch's own items, shared by all its queries; they come as often as they are
+    popular."""
     uniform_negatives: Annotated[int, Ge(0)] = 512
-    """Negatives drawn uniformly from all items of the train part, shared by all queries of a batch."""
+    """Sampled negatives drawn uniformly from all items of the train part, shared by all queries of a batch."""
     correction: Literal["none", "batch", "sampled"] = "sampled"
-    """How logits answer for the chance of being drawn: `sampled` (an unbiased sum over all items; the positive stands
-    apart), `batch` (log-probability on positive and negatives, as in TFRS), `none` (bare in-batch softmax)."""
+    """How sampled logits answer for the chance of being drawn: `sampled` (an unbiased sum over all items; the positive
+    stands apart), `batch` (log-probability on positive and negatives, as in TFRS), `none` (bare in-batch softmax)."""
+    mask_positives: bool = False
+    """Leave out of the negatives what the same user met, as a server leaves out what was seen."""
     temperature: Annotated[float, Gt(0)] = 0.25
     """Divides the logits; smaller sharpens."""
+    learn_temperature: bool = False
+    """Let training move the temperature from there."""
     unit_vectors: bool = True
     """Scale embeddings to length 1, so that their products lie within +-1/temperature."""
     item_bias: bool = True
     """Learn one number for each item, beside its embedding, that is added for every query: how often it is met by
     anybody. Embeddings are then free to say by whom."""
+    gbce_t: Annotated[float, Ge(0), Le(1)] = 0.75
+    """For `gbce`: how far the positive's weight answers for sampling; 0 is plain binary cross-entropy."""
+    margin: Annotated[float, Ge(0), Lt(1)] = 0.4
+    """For `cosine_contrastive`: negatives below this cosine count nothing."""
+    negative_weight: Annotated[float, Gt(0)] = 150.0
+    """For `cosine_contrastive`: weight of the mean over the negatives."""
 
 
 RETRIEVAL = "retrieval"
@@ -84,13 +101,23 @@ class RankingConfig:
     """Widths of the head's hidden layers."""
     cross_layers: Annotated[int, Ge(0)] = 1
     """Cross layers over the head's inputs (DCN version 2), beside the hidden layers' own reading of them."""
+    experts: Annotated[int, Ge(0)] = 0
+    """Networks that the labels share, each label mixing them by a gate of its own (MMoE); 0 is one network for all."""
     dim: Annotated[int, Ge(0)] = 32
     """Numbers that each tower hands to ranking beside its embedding."""
-    hard_negatives: PositiveInt = 8
-    """For the label `met`: negatives a query, drawn from those that retrieval finds hard to tell from the positive."""
-    hard_share: Annotated[float, Gt(0), Le(1)] = 0.05
-    """For the label `met`: the share of the uniform negatives that counts as hard; about what retrieval brings of all
-    items."""
+    memory: Annotated[int, Ge(0)] = 20
+    """Items of the history that ranking compares with each candidate one by one; the newest ones. 0 for none."""
+    memory_heads: PositiveInt = 4
+    """Ways in which an item of the history and a candidate are compared."""
+    trends: bool = True
+    """Tell ranking how popular and how old each candidate is at the query's moment."""
+    hard_negatives: PositiveInt = 16
+    """For the label `met`: negatives a query, drawn from what retrieval brings."""
+    candidates: PositiveInt = 100
+    """For the label `met`: how many items retrieval brings in training, of all items; where negatives are sampled, the
+    same share of the sample."""
+    met_queries: Annotated[float, Gt(0), Le(1)] = 0.125
+    """For the label `met`: share of a batch's queries that it learns from."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the head's inputs left out at random while training."""
 
@@ -125,3 +152,6 @@ class ModelConfig:
     """Stage 1."""
     ranking: RankingConfig = field(default_factory=RankingConfig)
     """Stage 2."""
+    task_weights: Literal["static", "uncertainty", "balanced"] = "static"
+    """How the tasks' mean losses become one: by the `weight` of each, by how noisy each is found to be (learned), or so
+    that their gradients on the shared weights are as long as the `weight` of each asks for (set after each epoch)."""

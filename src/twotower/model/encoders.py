@@ -13,7 +13,8 @@ from keras import ops
 
 from twotower.data.feature_encoders import FeatureEncoder, HistoryEncoder
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.schema import MultiCategoryFeature, TextFeature
+from twotower.data.schema import MultiCategoryFeature, SequenceFeature, TextFeature
+from twotower.model.sequence import IdleTime, SequenceState
 
 Tensors = Mapping[str, Any]
 
@@ -106,8 +107,16 @@ def build_encoders(features: FittedFeatures, *, tower: str) -> list[keras.layers
     if tower == "query" and features.history is not None:
         config = features.history.config
         dim = table_shapes(features)[ITEM_TABLE][1]
+        if isinstance(config, SequenceFeature):
+            return [*layers, IdleTime(length=config.length), SequenceState(dim=dim)]
         layers.append(HistoryPools(ITEM_TABLE, length=config.length, pools=config.pools, dim=dim))
     return layers
+
+
+def sequence_of(features: FittedFeatures) -> SequenceFeature | None:
+    """How the query tower reads histories in their order; None where it does not."""
+    config = features.history.config if features.history else None
+    return config if isinstance(config, SequenceFeature) else None
 
 
 def table_shapes(features: FittedFeatures) -> dict[str, tuple[int, int]]:

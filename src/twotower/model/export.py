@@ -18,6 +18,7 @@ from jax2onnx.plugins import plugin_system
 from onnx import numpy_helper
 
 from twotower.data.feature_encoders import Inputs
+from twotower.data.trends import TREND_FEATURES
 from twotower.model.encoders import lookups
 from twotower.model.exported import CANDIDATE_GRAPH, DESCRIPTION, QUERY_GRAPH, RANKING_GRAPH
 from twotower.model.joint import JointModel
@@ -26,7 +27,9 @@ UNUSED = ("equinox", "dm_pix", *(f"jax2onnx.plugins.{name}" for name in ("flax",
 """Libraries whose layers jax2onnx knows too. Our graphs hold none of them, and loading them takes ten seconds."""
 
 
-def export_model(model: JointModel, directory: Path, *, query_inputs: Inputs, candidate_inputs: Inputs) -> None:
+def export_model(
+    model: JointModel, directory: Path, *, query_inputs: Inputs, candidate_inputs: Inputs, trend_block: int
+) -> None:
     """Write the graphs, `model.json` and the fitted features, as `ExportedModel` reads them.
 
     Args:
@@ -34,26 +37,28 @@ def export_model(model: JointModel, directory: Path, *, query_inputs: Inputs, ca
         directory: An empty directory.
         query_inputs: A few rows of the query tower's inputs, for names, types and widths.
         candidate_inputs: Likewise for the candidate tower.
+        trend_block: Interactions in a block of the trends that the model learned from.
     """
     model.features.save(directory)
     for part, inputs, graph in (("query", query_inputs, QUERY_GRAPH), ("candidate", candidate_inputs, CANDIDATE_GRAPH)):
         used = sorted(set(lookups(model.features)[part].values()))
         tables = {name: np.asarray(model.tables[name]) for name in used}
-        (directory / graph).write_bytes(_tower_graph(model.layers[part], inputs, tables))
+        (directory / graph).write_bytes(_tower_graph(model, part, inputs, tables))
     if "ranking" in model.layers:
-        (directory / RANKING_GRAPH).write_bytes(_ranking_graph(model.layers["ranking"], model.output_dim))
+        (directory / RANKING_GRAPH).write_bytes(_ranking_graph(model))
     config = model.config
     description = {
         "embedding_dim": model.dim,
         "item_bias": config.retrieval.item_bias,
-        "temperature": config.retrieval.temperature,
+        "temperature": model.temperature(),
         "labels": {label.name: label.kind for label in config.ranking.labels},
         "order": config.ranking.ordered_by(),
+        "trend_block": trend_block if config.ranking.labels and config.ranking.trends else 0,
     }
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
-def _tower_graph(layer: Any, inputs: Inputs, tables: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+def _tower_graph(model: JointModel, part: str, inputs: Inputs, tables: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     """A tower with its tables inside.
 
     The tables are traced as inputs and turned into constants afterwards: tracing then costs the same for any size.
@@ -62,7 +67,10 @@ def _tower_graph(layer: Any, inputs: Inputs, tables: Mapping[str, np.ndarray[Any
 
     def run(*arrays: Any) -> Any:
         given = dict(zip(names, arrays[: len(names)], strict=True))
-        return layer(given, dict(zip(table_names, arrays[len(names) :], strict=True)))
+        tables = dict(zip(table_names, arrays[len(names) :], strict=True))
+        if part == "query":
+            return model.embed_query(model.call_layers, given, tables)
+        return model.layers[part](given, tables)
 
     shapes: list[tuple[Any, Any]] = [(("n", *values.shape[1:]), values.dtype) for values in inputs.values()]
     shapes += [(table.shape, table.dtype) for table in tables.values()]
@@ -74,14 +82,22 @@ def _tower_graph(layer: Any, inputs: Inputs, tables: Mapping[str, np.ndarray[Any
     return bytes(graph.SerializeToString())
 
 
-def _ranking_graph(layer: Any, width: int) -> bytes:
-    """The ranking head over `n` pairs."""
-    shapes = [(("n", width), np.dtype(np.float32))] * 2
+def _ranking_graph(model: JointModel) -> bytes:
+    """The ranking head over `b` queries with `c` candidates each."""
+    memory = model.layers["memory"].size if "memory" in model.layers else 0
+    shapes: list[tuple[Any, Any]] = [
+        (("b", model.output_dim + memory), np.dtype(np.float32)),
+        (("b", "c", model.output_dim), np.dtype(np.float32)),
+    ]
+    names = ["query", "candidate"]
+    if model.config.ranking.trends:
+        shapes.append((("b", "c", TREND_FEATURES), np.dtype(np.float32)))
+        names.append("trends")
 
-    def run(query: Any, candidate: Any) -> Any:
-        return layer(query, candidate)
+    def run(query: Any, candidate: Any, trends: Any = None) -> Any:
+        return model.rank(model.call_layers, query, candidate, trends=trends)
 
-    return bytes(_trace(run, shapes, ["query", "candidate"]).SerializeToString())
+    return bytes(_trace(run, shapes, names).SerializeToString())
 
 
 def _trace(run: Callable[..., Any], shapes: list[tuple[Any, Any]], names: list[str]) -> onnx.ModelProto:

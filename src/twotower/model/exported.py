@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
 from twotower.errors import ArtifactError
+from twotower.model.calibrated import Calibration
 from twotower.model.config import RETRIEVAL
 
 QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH = "query_tower.onnx", "candidate_tower.onnx", "ranking.onnx"
@@ -28,7 +29,7 @@ class TowerOutput:
     """What a tower says of `n` queries or candidates."""
 
     whole: NDArray[np.float32]
-    """`[n, D + R]` the embedding, then what only the ranking head reads."""
+    """`[n, R]` the embedding, then what only the ranking head reads; of a query also its memory."""
     dim: int
 
     @property
@@ -38,7 +39,7 @@ class TowerOutput:
 
     @property
     def ranking(self) -> NDArray[np.float32]:
-        """`[n, D + R]` what the ranking head takes."""
+        """`[n, R]`, of queries `[n, R + M]`: what the ranking head takes."""
         return self.whole
 
 
@@ -66,6 +67,12 @@ class ExportedModel:
             """Label -> "regression", "binary" or "listwise", in the order of the head's outputs."""
             self.order: dict[str, float] = description["order"]
             """Label, or `retrieval` for stage 1's own logit -> weight in the final score."""
+            self.trend_block: int = description["trend_block"]
+            """Interactions in a block of the trends that ranking reads; 0 where it reads none."""
+            self.calibration: dict[str, Calibration] = {
+                label: Calibration.from_json(content) for label, content in description.get("calibration", {}).items()
+            }
+            """Label -> the map from what the head predicts to what is told."""
         except (OSError, ValueError, LookupError, TypeError) as fault:
             raise ArtifactError(
                 f"{directory / DESCRIPTION}: not readable ({fault!r}). Train the model again."
@@ -88,26 +95,47 @@ class ExportedModel:
         """The candidate tower's output for `n` items, from `FittedFeatures.candidate_inputs`."""
         return TowerOutput(whole=_run(self._candidate, inputs), dim=self.embedding_dim)
 
-    def rank(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    def rank(
+        self,
+        query: NDArray[np.float32],
+        candidate: NDArray[np.float32],
+        *,
+        trends: NDArray[np.float32] | None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """What `rank_raw` answers, with labels calibrated; the score, and so the order, is the same."""
+        answer = self.rank_raw(query, candidate, trends=trends)
+        return {
+            name: self.calibration[name].apply(values) if name in self.calibration else values
+            for name, values in answer.items()
+        }
+
+    def rank_raw(
+        self,
+        query: NDArray[np.float32],
+        candidate: NDArray[np.float32],
+        *,
+        trends: NDArray[np.float32] | None,
+    ) -> dict[str, NDArray[np.float32]]:
         """Score each query's candidates, each by itself: no candidate's score depends on the others.
 
         Args:
-            query: `[B, D + R]` as `TowerOutput.ranking`.
-            candidate: `[B, C, D + R]` likewise.
+            query: `[B, R + M]` as `TowerOutput.ranking`.
+            candidate: `[B, C, R]` likewise.
+            trends: `[B, C, F]` popularity and age of the candidates at the query's moment; not read where
+                `trend_block` is 0.
 
         Returns:
             `score` `[B, C]`, by which candidates are ordered, and for each label `[B, C]` the value (regression),
             probability (binary) or logit (listwise) predicted.
         """
-        size, count, width = candidate.shape
         answer: dict[str, NDArray[np.float32]] = {}
-        score = np.zeros((size, count), np.float32)
+        score = np.zeros(candidate.shape[:2], np.float32)
         if weight := self.order.get(RETRIEVAL, 0.0):
             score += np.float32(weight / self.temperature) * self._similarity(query, candidate)
         if self._ranking is None:
             return {SCORE: score}
-        pairs = {"query": np.repeat(query, count, axis=0), "candidate": candidate.reshape(-1, width)}
-        logits = _run(self._ranking, pairs).reshape(size, count, len(self.labels))
+        inputs: dict[str, Any] = {"query": query, "candidate": candidate, "trends": trends}
+        logits = _run(self._ranking, inputs)
         for place, (label, kind) in enumerate(self.labels.items()):
             answer[label] = _sigmoid(logits[:, :, place]) if kind == "binary" else logits[:, :, place]
             score += np.float32(self.order.get(label, 0.0)) * logits[:, :, place]

@@ -1,18 +1,20 @@
 """One joint model: two towers, the retrieval task and the ranking head, and one weighted loss over both."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import Array
+from keras import ops
 from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
-from twotower.model.config import MET, ModelConfig
-from twotower.model.encoders import build_encoders, table_shapes
+from twotower.data.trends import TREND_FEATURES
+from twotower.model.config import MET, RETRIEVAL, ModelConfig
+from twotower.model.encoders import ITEM_TABLE, build_encoders, sequence_of, table_shapes
 from twotower.model.losses import (
     LEFT_OUT,
     binary_cross_entropy,
@@ -21,14 +23,47 @@ from twotower.model.losses import (
     squared_error,
     weighted_mean,
 )
-from twotower.model.ranking import RankingHead
-from twotower.model.retrieval import retrieval_loss
+from twotower.model.memory import HistoryMemory
+from twotower.model.ranking import MEMORY_WIDTH, RankingHead
+from twotower.model.retrieval import Sample, Temperature, retrieval_loss
+from twotower.model.sequence import SequenceEncoder, last_state
+from twotower.model.task_weights import static_total, uncertainty_total
 from twotower.model.towers import BIAS, ONE, Tower
 
 Weights = dict[str, list[Array]]
-"""Part ("query", "candidate", "ranking") -> its weights."""
+"""Part ("history", "query", "memory", "candidate", "retrieval", "ranking", "tasks") -> its weights."""
 Tables = dict[str, Array]
 """Embedding table by name, `[rows, dim]`."""
+Call = Callable[..., Any]
+"""Part, then its arguments -> its output."""
+SHARED = ("history", "query", "candidate")
+"""Parts that every task pulls at."""
+
+
+class TaskWeights(keras.layers.Layer):
+    """Holds the log-variance of each task, which `uncertainty` learns; nothing is ever called."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__(name="tasks")
+        self.log_variance = self.add_weight(shape=(tasks,), initializer="zeros", name="log_variance")
+        self.built = True
+
+
+class Scored(NamedTuple):
+    """What the towers make of one batch of `B` queries."""
+
+    query: Array
+    """`[B, R]`."""
+    memory: Array | None
+    """`[B, M]`."""
+    positive: Array
+    """`[B, R]` each query's own item."""
+    negative: Array
+    """`[C, R]` what all queries are compared with."""
+    own_logits: Array
+    """`[B]`."""
+    logits: Array
+    """`[B, C]`."""
 
 
 class JointModel:
@@ -44,12 +79,26 @@ class JointModel:
         """
         self.config, self.features = config, features
         keras.utils.set_random_seed(seed)
-        bias, ranking_dim = config.retrieval.item_bias, config.ranking.dim if config.ranking.labels else 0
+        has_ranking = bool(config.ranking.labels)
+        bias, ranking_dim = config.retrieval.item_bias, config.ranking.dim if has_ranking else 0
         self.dim = config.embedding_dim + bias
         """Width of what the index compares: the embedding, and the bias or the 1 that meets it."""
         self.output_dim = self.dim + ranking_dim
-        self.layers: dict[str, keras.layers.Layer] = {
-            tower: Tower(
+        """Width of a tower's whole output, without the query's memory."""
+        self.memory_length = min(config.ranking.memory, features.history.config.length) if features.history else 0
+        self.memory_length *= has_ranking
+        self.tasks = (RETRIEVAL, *(label.name for label in config.ranking.labels))
+        self.kinds = {RETRIEVAL: "listwise"} | {label.name: label.kind for label in config.ranking.labels}
+        """Task -> the kind of its loss."""
+        shapes = table_shapes(features)
+        self.layers: dict[str, keras.layers.Layer] = {}
+        if (sequence := sequence_of(features)) is not None:
+            self.layers["history"] = SequenceEncoder(sequence, table=ITEM_TABLE, dim=shapes[ITEM_TABLE][1])
+        for tower, network, beside in (
+            ("query", config.query_tower, ONE),
+            ("candidate", config.candidate_tower, BIAS),
+        ):
+            self.layers[tower] = Tower(
                 build_encoders(features, tower=tower),
                 config=network,
                 embedding_dim=config.embedding_dim,
@@ -58,27 +107,78 @@ class JointModel:
                 beside=beside if bias else "nothing",
                 name=f"{tower}_tower",
             )
-            for tower, network, beside in (
-                ("query", config.query_tower, ONE),
-                ("candidate", config.candidate_tower, BIAS),
+        self.layers["retrieval"] = Temperature(config.retrieval.temperature, learned=config.retrieval.learn_temperature)
+        if self.memory_length:
+            self.layers["memory"] = HistoryMemory(
+                ITEM_TABLE, length=self.memory_length, heads=config.ranking.memory_heads, width=MEMORY_WIDTH
             )
-        }
-        if config.ranking.labels:
-            self.layers["ranking"] = RankingHead(
-                config.ranking, embedding_dim=self.dim, temperature=config.retrieval.temperature
-            )
-        self.tables = _draw_tables(table_shapes(features), seed=seed)
+        if has_ranking:
+            self.layers["ranking"] = RankingHead(config.ranking, embedding_dim=self.dim, memory=self.memory_length)
+        if config.task_weights == "uncertainty":
+            self.layers["tasks"] = TaskWeights(len(self.tasks))
+        self.tables = _draw_tables(shapes, seed=seed)
 
     def build(
         self, query_inputs: Mapping[str, Any], candidate_inputs: Mapping[str, Any], *, label_means: NDArray[np.float32]
     ) -> None:
-        """Make every weight, by calling each layer once on a few rows; predictions begin at the labels' means."""
-        query = self.layers["query"](query_inputs, self.tables)
+        """Make every weight, by calling each layer once on a row; predictions begin at the labels' means."""
+        query = self.embed_query(self.call_layers, query_inputs, self.tables)
         candidate = self.layers["candidate"](candidate_inputs, self.tables)
         if "ranking" in self.layers:
-            rows = min(query.shape[0], candidate.shape[0])
-            self.layers["ranking"](query[:rows], candidate[:rows])
-            self.layers["ranking"].output_layer.bias.assign(label_means)
+            self.rank(self.call_layers, query[:1], candidate[:1][None], trends=jnp.zeros((1, 1, TREND_FEATURES)))
+            self.layers["ranking"].begin_at(label_means.tolist())
+
+    def call_layers(self, part: str, *arguments: Any, **named: Any) -> Any:
+        """One layer's output by the weights that it holds itself."""
+        return self.layers[part](*arguments, **named)
+
+    def embed_query(self, call: Call, inputs: Mapping[str, Any], tables: Mapping[str, Any]) -> Any:
+        """`[n, R + M]` the query tower's output and then the memory, from inputs as a server has them.
+
+        Args:
+            call: Calls a layer by the name of its part.
+            inputs: `[n, ...]` by name, the history newest first.
+            tables: By name.
+        """
+        given = dict(inputs)
+        if "history" in self.layers:
+            given["history_state"] = last_state(lambda items, days: call("history", items, days, tables), given)
+        query = call("query", given, tables)
+        if not self.memory_length:
+            return query
+        return ops.concatenate([query, call("memory", given, tables)], axis=-1)
+
+    def rank(self, call: Call, query: Any, candidate: Any, *, trends: Any) -> Any:
+        """The ranking head's output, `[B, C, L]`.
+
+        Args:
+            call: Calls a layer by the name of its part.
+            query: `[B, R + M]` as `embed_query` gives it.
+            candidate: `[B, C, R]` outputs of the candidate tower.
+            trends: `[B, C, F]`; not read by a model without.
+        """
+        tower, memory = query[:, : self.output_dim], query[:, self.output_dim :]
+        products = ops.sum(tower[:, None, : self.dim] * candidate[..., : self.dim], axis=-1)
+        return call("ranking", tower, candidate, self.beside(memory, self.to_logits(call, products), trends))
+
+    def to_logits(self, call: Call, products: Any) -> Any:
+        """Inner products of embeddings -> retrieval's logits; cosines stay what they are where the loss wants them."""
+        is_cosine = self.config.retrieval.loss == "cosine_contrastive"
+        return products if is_cosine else call("retrieval", products)
+
+    def beside(self, memory: Any, logits: Any, trends: Any) -> dict[str, Any]:
+        """What the head reads beside both towers' outputs; what this model does not have is left out."""
+        given = {"logits": logits}
+        if self.memory_length:
+            given["memory"] = memory
+        if self.config.ranking.trends:
+            given["trends"] = trends
+        return given
+
+    def temperature(self) -> float:
+        """What retrieval's inner products are divided by, by the weights that the layers hold."""
+        is_cosine = self.config.retrieval.loss == "cosine_contrastive"
+        return 1.0 if is_cosine else float(np.exp(self.layers["retrieval"].logarithm.value))
 
     def weights(self) -> Weights:
         """The first trainable weights, by part."""
@@ -105,6 +205,15 @@ class JointModel:
         output, after = self.layers[part].stateless_call(weights[part], states[part], *arguments, **named)
         return output, after
 
+    def pure(self, weights: Weights, states: Weights, **always: Any) -> Call:
+        """Calls a layer under the weights given; what it leaves in `states` replaces what was there."""
+
+        def call(part: str, *arguments: Any, **named: Any) -> Any:
+            output, states[part] = self.apply(part, weights, states, *arguments, **named, **always)
+            return output
+
+        return call
+
     def loss(
         self, weights: Weights, tables: Tables, states: Weights, batch: Mapping[str, Any]
     ) -> tuple[Array, tuple[dict[str, Array], Weights]]:
@@ -114,117 +223,135 @@ class JointModel:
             weights: Trainable weights by part.
             tables: The rows that the batch reads, by table.
             states: The layers' other state by part.
-            batch: `query` and `candidate` inputs whose rows point into `tables` (candidates: `B` positives, then the
-                uniform negatives), `item` (`[B + N]` which item each candidate is), `labels` `[B, L]`, `positive`
-                `[B]`, `probability` `[T]`, and `key`, a random key of the step's own.
+            batch: `query` and `candidate` inputs whose rows point into `tables` (candidates: all items, or `B`
+                positives and then the uniform negatives), `item` (`[B]`, or `[B + N]` which item each candidate is),
+                `labels` `[B, L]`, `positive` `[B]`, `probability` `[T]`, `task_weights` `[1 + L]`, `key`, a random key
+                of the step's own, `is_all`, `met` as `_seen` takes it, `trends` `[B, F]` and `trend_of` where ranking
+                reads them; `windows` and `window` where the query tower reads sequences.
         """
         states = dict(states)
-        query, states["query"] = self.apply("query", weights, states, batch["query"], tables, training=True)
-        candidate, states["candidate"] = self.apply(
-            "candidate", weights, states, batch["candidate"], tables, training=True
-        )
+        call = self.pure(weights, states)
+        scored, sample = self._score(call, tables, batch)
         losses: dict[str, Array] = {}
-        retrieval, logits, in_batch = self._retrieval(query, candidate, batch=batch)
-        losses["retrieval"] = weighted_mean(retrieval, batch["positive"])
-        total = self.config.retrieval.weight * losses["retrieval"]
+        each = retrieval_loss(self.config.retrieval, positive=scored.own_logits, negative=scored.logits, sample=sample)
+        losses[RETRIEVAL] = weighted_mean(each, batch["positive"])
         if "ranking" in self.layers:
-            ranked, states = self._ranking(weights, states, query, candidate, logits[:, in_batch:], batch=batch)
-            for label in self.config.ranking.labels:
-                losses[label.name] = ranked[label.name]
-                total = total + label.weight * ranked[label.name]
+            losses |= self._ranking(call, scored, sample, batch=batch)
+        if self.config.task_weights == "uncertainty":
+            variances = dict(zip(self.tasks, weights["tasks"][0], strict=True))
+            total = uncertainty_total(losses, variances, kinds=self.kinds)
+        else:
+            total = static_total(losses, dict(zip(self.tasks, batch["task_weights"], strict=True)))
         return total, (losses | {"loss": total}, states)
 
-    def _retrieval(self, query: Array, candidate: Array, *, batch: Mapping[str, Any]) -> tuple[Array, Array, int]:
-        """Each query's loss, the logits against the sample, and how many of the sample came from the batch."""
-        config, dim, size = self.config.retrieval, self.dim, query.shape[0]
-        in_batch = min(config.in_batch_negatives, size)
-        item, embedding = batch["item"], candidate[:, :dim]
-        loss, logits = retrieval_loss(
-            config,
-            query=query[:, :dim],
-            positive=embedding[:size],
-            negative=jnp.concatenate([embedding[:in_batch], embedding[size:]]),
+    def _score(self, call: Call, tables: Tables, batch: Mapping[str, Any]) -> tuple[Scored, Sample]:
+        """Both towers' outputs, and the logits of each query against its own item and the negatives."""
+        inputs, size = dict(batch["query"]), batch["labels"].shape[0]
+        if "history" in self.layers:
+            windows, (row, place) = batch["windows"], batch["window"]
+            known = call("history", windows["items"], windows["days"], tables, training=True)
+            inputs["history_state"] = known[row, place]
+        query = call("query", inputs, tables, training=True)
+        memory = call("memory", inputs, tables) if self.memory_length else None
+        candidate = call("candidate", batch["candidate"], tables, training=True)
+        items, item = batch["probability"].shape[0], batch["item"]
+        is_all = batch["is_all"]
+        in_batch = 0 if is_all else min(self.config.retrieval.in_batch_negatives, size)
+        if is_all:
+            negative, negative_item, positive = candidate, jnp.arange(items), candidate[item]
+        else:
+            negative = jnp.concatenate([candidate[:in_batch], candidate[size:]])
+            negative_item, positive = jnp.concatenate([item[:in_batch], item[size:]]), candidate[:size]
+        dim = self.dim
+        logits = self.to_logits(call, query[:, :dim] @ negative[:, :dim].T)
+        if is_all:
+            own = jnp.take_along_axis(logits, item[:, None], axis=1)[:, 0]
+        else:
+            own = self.to_logits(call, jnp.sum(query[:, :dim] * positive[:, :dim], axis=1))
+        sample = Sample(
             positive_item=item[:size],
-            negative_item=jnp.concatenate([item[:in_batch], item[size:]]),
-            probability=batch["probability"],
+            negative_item=negative_item,
+            seen=_seen(batch, negative_item) if self.config.retrieval.mask_positives else None,
+            is_all=is_all,
             in_batch=in_batch,
-            items=batch["probability"].shape[0],
+            items=items,
+            probability=batch["probability"],
         )
-        return loss, logits, in_batch
+        return Scored(query, memory, positive, negative, own, logits), sample
 
-    def _ranking(
-        self,
-        weights: Weights,
-        states: Weights,
-        query: Array,
-        candidate: Array,
-        logits: Array,
-        *,
-        batch: Mapping[str, Any],
-    ) -> tuple[dict[str, Array], Weights]:
-        """Each label's mean loss, and the states afterwards; `logits` are those against the uniform negatives."""
-        size, labels = query.shape[0], self.config.ranking.labels
-        output, after = self.apply("ranking", weights, states, query, candidate[:size], training=True)
-        states = states | {"ranking": after}
-        losses = {}
-        for place, label in enumerate(labels):
-            if label.name == MET:
-                losses[MET], states = self._met(
-                    weights, states, output[:, place], query, candidate, logits, batch=batch
-                )
-                continue
+    def _ranking(self, call: Call, scored: Scored, sample: Sample, *, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """Each label's mean loss."""
+        losses, labels = {}, self.config.ranking.labels
+        columns = [(place, label) for place, label in enumerate(labels) if label.name != MET]
+        if columns:
+            beside = self.beside(scored.memory, scored.own_logits[:, None], batch["trends"][:, None])
+            output = call("ranking", scored.query, scored.positive[:, None], beside, training=True)[:, 0]
+        for place, label in columns:
             truth = batch["labels"][:, place]
             each = (squared_error if label.kind == "regression" else binary_cross_entropy)(output[:, place], truth)
             losses[label.name] = weighted_mean(each, jnp.where(jnp.isnan(truth), 0.0, 1.0))
-        return losses, states
+        if len(columns) < len(labels):
+            losses[MET] = self._met(call, scored, sample, batch=batch)
+        return {label.name: losses[label.name] for label in labels}
 
-    def _met(
-        self,
-        weights: Weights,
-        states: Weights,
-        positive_logits: Array,
-        query: Array,
-        candidate: Array,
-        logits: Array,
-        *,
-        batch: Mapping[str, Any],
-    ) -> tuple[Array, Weights]:
-        """Cross-entropy of what was met among hard negatives, for the first queries of the batch.
+    def _met(self, call: Call, scored: Scored, sample: Sample, *, batch: Mapping[str, Any]) -> Array:
+        """Cross-entropy of what was met among what retrieval brings, for the first queries of the batch.
 
-        The share of the uniform draws that retrieval scores highest plays what it would bring of all items. Negatives
-        are drawn from that share, each alike, and a positive counts only if it scores as high: both sides are met under
-        the same condition, and the order learned is that of the probability to be met among what was retrieved.
+        Retrieval brings the items that it scores highest and that the user has not met. Negatives are drawn from those,
+        each alike, and a positive counts only if it is one of them: both sides are met under the same condition, and
+        the order learned is that of the probability to be met among what was retrieved, which is what a server asks.
         """
-        config, size = self.config.ranking, query.shape[0]
-        queries = max(size // config.hard_negatives, 1)
-        hit = batch["item"][:queries, None] == batch["item"][None, size:]
-        hit |= _in_history(batch, queries=queries, size=size)
-        logits = jnp.where(hit, LEFT_OUT, jax.lax.stop_gradient(logits[:queries]))
-        reach = min(max(round(config.hard_share * logits.shape[1]), config.hard_negatives), logits.shape[1])
+        config, size = self.config.ranking, scored.query.shape[0]
+        queries = max(round(size * config.met_queries), 1)
+        first = sample.in_batch  # Draws from the batch come by popularity: uniform ones stand for all items.
+        items = sample.negative_item[first:]
+        hit = sample.positive_item[:queries, None] == items[None, :]
+        hit |= _seen(batch, items, queries=queries)
+        logits = jnp.where(hit, LEFT_OUT, jax.lax.stop_gradient(scored.logits[:queries, first:]))
+        reach = _reach(config.candidates, drawn=logits.shape[1], items=sample.items, least=config.hard_negatives)
         best, hardest = jax.lax.top_k(logits, reach)
         columns = jax.random.permutation(batch["key"], reach)[: config.hard_negatives]
         hardest = hardest[:, columns]
-        chosen = candidate[size:][hardest.reshape(-1)]
-        repeated = jnp.repeat(query[:queries], config.hard_negatives, axis=0)
-        output, after = self.apply("ranking", weights, states, repeated, chosen, training=True)
+        chosen = jnp.concatenate([scored.positive[:queries, None], scored.negative[first:][hardest]], axis=1)
+        chosen_logits = jnp.concatenate(
+            [scored.own_logits[:queries, None], jnp.take_along_axis(scored.logits[:queries, first:], hardest, axis=1)],
+            axis=1,
+        )
+        chosen_items = jnp.concatenate([sample.positive_item[:queries, None], items[hardest]], axis=1)
+        beside = self.beside(
+            None if scored.memory is None else scored.memory[:queries],
+            chosen_logits,
+            batch["trend_of"](chosen_items) if config.trends else None,
+        )
+        output = call("ranking", scored.query[:queries], chosen, beside, training=True)
         place = [label.name for label in config.labels].index(MET)
-        negative_logits = output[:, place].reshape(queries, config.hard_negatives)
+        output = output[:, :, place]
         left_out = jnp.take_along_axis(hit, hardest, axis=1)
-        dim = self.dim
-        own = jnp.sum(query[:queries, :dim] * candidate[:queries, :dim], axis=1) / self.config.retrieval.temperature
-        weight = batch["positive"][:queries] * jax.lax.stop_gradient(own >= best[:, -1])
+        weight = batch["positive"][:queries] * jax.lax.stop_gradient(scored.own_logits[:queries] >= best[:, -1])
         loss = sampled_softmax if config.labels[place].kind == "listwise" else sampled_cross_entropy
-        ones = jnp.ones(config.hard_negatives)
-        each = loss(positive_logits[:queries], negative_logits, expected_count=ones, hit=left_out)
-        return weighted_mean(each, weight), states | {"ranking": after}
+        each = loss(output[:, 0], output[:, 1:], expected_count=jnp.ones(config.hard_negatives), hit=left_out)
+        return weighted_mean(each, weight)
 
 
-def _in_history(batch: Mapping[str, Any], *, queries: int, size: int) -> Array | bool:
-    """`[queries, N]` whether a uniform negative stands in the query's history: a server leaves out what was seen."""
-    if "history_items" not in batch["query"]:
-        return False
-    history, drawn = batch["query"]["history_items"][:queries], batch["candidate"]["id_item_id"][size:]
-    return jnp.any(history[:, :, None] == drawn[None, None, :], axis=1)
+def _reach(candidates: int, *, drawn: int, items: int, least: int) -> int:
+    """How many of the items drawn play what retrieval brings of all."""
+    share = candidates if drawn == items else round(candidates / items * drawn)
+    return min(max(share, least), drawn)
+
+
+def _seen(batch: Mapping[str, Any], items: Array, *, queries: int | None = None) -> Array:
+    """`[B, C]` whether the user had met each item: a server leaves out what was seen.
+
+    Args:
+        batch: Holds `met`, `[B, L]` items that the user met, -1 where fewer; empty where nothing tells.
+        items: `[C]`.
+        queries: Only so many; by default all.
+    """
+    met = batch["met"][:queries]
+    marked = jnp.zeros((met.shape[0], batch["probability"].shape[0] + 1), bool)
+    # What pads falls into a column of its own, which no item has.
+    marked = marked.at[jnp.arange(met.shape[0])[:, None], met].set(True)
+    return marked[:, items]
 
 
 def _draw_tables(shapes: Mapping[str, Sequence[int]], *, seed: int) -> Tables:

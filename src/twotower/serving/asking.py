@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
-from twotower.errors import RequestError
+from twotower.errors import DataError, RequestError
 
 Id = str | int
 """A raw id; a whole number stands for its digits, as ids are strings throughout."""
@@ -139,7 +139,7 @@ class Asking:
         history = [self._history(span, told) if self._length else ([], []) for span in spans]
         try:
             inputs = self._features.query_inputs(columns=columns, timestamp=moments, history=history)
-        except (pa.ArrowException, OverflowError) as fault:
+        except (pa.ArrowException, OverflowError, DataError) as fault:
             reason = str(fault).splitlines()[0]
             raise RequestError(
                 f"context: a value that the model cannot read ({reason}). Give it as in training."

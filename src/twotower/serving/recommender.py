@@ -198,7 +198,7 @@ class Recommender:
         vectors = bundle.model.embed_queries(asked.inputs)
         candidates = max(k, int(bundle.metadata["candidates"]))
         found = retrieve(bundle.index, vectors.embedding, candidates=candidates, left_out=asked.left_out)
-        ranked = rank(bundle.model, vectors.ranking, bundle.candidates, found=found, places=k)
+        ranked = rank(bundle.model, vectors.ranking, bundle.candidates, trends=bundle.trends, found=found, places=k)
         return ranked.found, ranked
 
     def _batches(

@@ -72,7 +72,13 @@ def popular(
 
 
 def rank(
-    model: ExportedModel, queries: NDArray[np.float32], candidates: NDArray[np.float32], *, found: Found, places: int
+    model: ExportedModel,
+    queries: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    *,
+    trends: NDArray[np.float32],
+    found: Found,
+    places: int,
 ) -> Ranked:
     """The best of the retrieved candidates by the ranking head; equal scores keep retrieval's order.
 
@@ -80,12 +86,13 @@ def rank(
 
     Args:
         model: Whose head ranks.
-        queries: `[q, R]` what the head reads of the queries.
+        queries: `[q, R + M]` what the head reads of the queries.
         candidates: `[I, R]` what it reads of the items, by row.
+        trends: `[I, F]` popularity and age of the items, by row.
         found: What retrieval brought.
         places: How many to keep.
     """
-    answers = model.rank(queries, candidates[found.row])
+    answers = model.rank(queries, candidates[found.row], trends=trends[found.row])
     score = answers.pop("score")
     holds = np.arange(score.shape[1]) < found.count[:, None]
     key = np.where(holds & ~np.isnan(score), -score, np.inf)

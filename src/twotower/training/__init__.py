@@ -1,6 +1,7 @@
 """Fitting the joint model.
 
-Reading order: `config` (what the recipe says), `train` (epochs, early stopping), `step` (one compiled step),
-`embeddings` (sparse tables), `validation` (what early stopping watches), `checkpoints`, `warm_start` (beginning
-where an earlier model ended).
+Reading order: `config` (what the recipe says), `train` (epochs, early stopping), `plan` (which examples when), `step`
+(one compiled step), `embeddings` (sparse tables), `validation` (what early stopping watches), `alarms` (a model that
+has learned nothing), `checkpoints`, `warm_start` (beginning where an earlier model ended), `calibration` (predictions
+that can be taken literally).
 """

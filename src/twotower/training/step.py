@@ -12,16 +12,43 @@ from jax import Array
 from numpy.typing import NDArray
 
 from twotower.data.batches import TrainingArrays, gather_history
-from twotower.model.encoders import lookups
-from twotower.model.joint import JointModel, Tables, Weights
+from twotower.data.feature_encoders import DAY, PADDING
+from twotower.data.fitted_features import FittedFeatures
+from twotower.data.schema import IdFeature
+from twotower.data.trends import lookup
+from twotower.model.config import ModelConfig
+from twotower.model.encoders import ITEM_TABLE, lookups, sequence_of
+from twotower.model.joint import SHARED, JointModel, Tables, Weights
+from twotower.model.retrieval import takes_all
 from twotower.model.sampling import draw_uniform
+from twotower.model.task_weights import Balance, gradient_norms
 from twotower.training.embeddings import LocalRows, adagrad, localise, new_accumulator
 
 GATHERED = (
-    *("users", "context", "items", "user", "item", "second", "first", "end"),
-    *("history_rows", "history_seconds", "labels", "positive", "probability"),
+    *("users", "context", "items", "user", "item", "second", "first", "end", "history_rows", "history_seconds", "met"),
+    *("snapshot", "labels", "positive", "probability", "catalogue_row"),
 )
 """Fields of `TrainingArrays` that a step reads."""
+SEEN = 512
+"""Items of a history that are kept from being negatives; the newest ones."""
+
+
+class Plan(NamedTuple):
+    """What `s` steps take: `examples` `[s, B]`, -1 filling up; the others as in `WindowPlan`, empty without windows."""
+
+    examples: Any
+    window: Any
+    start: Any
+    size: Any
+
+    def part(self, start: int, stop: int) -> "Plan":
+        """The steps from `start` up to but without `stop`."""
+        return Plan(*(values[start:stop] for values in self))
+
+    @property
+    def steps(self) -> int:
+        """`s`."""
+        return len(self.examples)
 
 
 class TrainState(NamedTuple):
@@ -34,6 +61,10 @@ class TrainState(NamedTuple):
     optimizer: list[Array]
     step: Array
     """`[]` steps taken."""
+    task_weights: Array
+    """`[1 + L]` what each task's mean loss is multiplied by, retrieval's first."""
+    balance: Balance
+    """What balanced weights remember."""
 
 
 class Stepper:
@@ -63,11 +94,19 @@ class Stepper:
         self.embedding_learning_rate = embedding_learning_rate
         self.lookups = lookups(model.features)
         history = model.features.history
+        self.sequence = sequence_of(model.features)
         self.history_length = history.config.length if history else 0
+        if self.sequence is not None:
+            # Windows tell the query tower what was met: the query's own inputs are for the memory and the idle time.
+            self.lookups["windows"] = {"items": ITEM_TABLE}
         self.items = len(arrays.catalogue_row)
+        self.is_all = takes_all(model.config.retrieval, items=self.items)
+        self.hidden_ids = _hidden_ids(model.features)
         self.seed = seed
         self.arrays = jax.device_put({name: getattr(arrays, name) for name in GATHERED})
+        self.arrays["trends"] = jax.device_put(arrays.trends.arrays)
         self._run = jax.jit(self._scan, donate_argnums=0)
+        self._norms = jax.jit(self._gradient_norms)
 
     def start(self) -> TrainState:
         """The state before the first step."""
@@ -81,36 +120,61 @@ class Stepper:
             accumulators=accumulators,
             optimizer=[variable.value for variable in self.optimizer.variables],
             step=jnp.zeros((), jnp.int32),
+            task_weights=jnp.asarray(static_weights(self.model.config)),
+            balance=Balance.start(self.model.tasks),
         )
         # Copies: the arrays of a state are given up to the next call.
         copied: TrainState = jax.tree.map(jnp.array, state)
         return copied
 
-    def run(self, state: TrainState, examples: NDArray[np.int32]) -> tuple[TrainState, dict[str, Array]]:
+    def run(self, state: TrainState, plan: Plan) -> tuple[TrainState, dict[str, Array]]:
         """Take `s` steps in one compiled call; `state` is used up.
 
         Args:
             state: The state so far.
-            examples: `[s, B]` which examples each step takes.
+            plan: What each step takes.
 
         Returns:
             The state afterwards, and each loss as `[s]`.
         """
-        after: tuple[TrainState, dict[str, Array]] = self._run(state, jnp.asarray(examples), self.arrays)
+        after: tuple[TrainState, dict[str, Array]] = self._run(state, jax.tree.map(jnp.asarray, plan), self.arrays)
         return after
+
+    def gradient_norms(self, state: TrainState, plan: Plan) -> dict[str, float]:
+        """Task -> how hard its unweighted loss pulls at what all tasks share, on a plan's first step.
+
+        Shared are the towers and the embedding tables; what only the ranking head has does not count.
+        """
+        first = jax.tree.map(lambda values: jnp.asarray(values[0]), plan)
+        return {task: float(norm) for task, norm in self._norms(state, first, self.arrays).items()}
+
+    def _gradient_norms(self, state: TrainState, plan: Plan, arrays: Mapping[str, Any]) -> dict[str, Array]:
+        batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
+        batch["task_weights"] = state.task_weights
+        locals_ = self._localise(state.tables, batch)
+        values = {name: local.values for name, local in locals_.items()}
+
+        def task_losses(weights: Weights, rows: Tables) -> tuple[dict[str, Array], Weights]:
+            losses, states = self.model.loss(weights, rows, state.states, batch)[1]
+            return {task: losses[task] for task in self.model.tasks}, states
+
+        _, pull, _ = jax.vjp(task_losses, state.weights, values, has_aux=True)
+        nothing = dict.fromkeys(self.model.tasks, jnp.zeros(()))
+        gradients = {}
+        for task in self.model.tasks:
+            weights, rows = pull(nothing | {task: jnp.ones(())})
+            gradients[task] = ({part: weights[part] for part in SHARED if part in weights}, rows)
+        return gradient_norms(gradients)
 
     def _variables(self, part: str) -> list[Any]:
         return list(self.model.layers[part].trainable_variables)
 
-    def _scan(
-        self, state: TrainState, examples: Array, arrays: Mapping[str, Any]
-    ) -> tuple[TrainState, dict[str, Array]]:
-        return jax.lax.scan(partial(self._step, arrays=arrays), state, examples)
+    def _scan(self, state: TrainState, plan: Plan, arrays: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        return jax.lax.scan(partial(self._step, arrays=arrays), state, plan)
 
-    def _step(
-        self, state: TrainState, examples: Array, *, arrays: Mapping[str, Any]
-    ) -> tuple[TrainState, dict[str, Array]]:
-        batch = self._gather(examples, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
+    def _step(self, state: TrainState, plan: Plan, *, arrays: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
+        batch["task_weights"] = state.task_weights
         locals_ = self._localise(state.tables, batch)
         values = {name: local.values for name, local in locals_.items()}
         (_, (losses, states)), (weight_gradients, row_gradients) = jax.value_and_grad(
@@ -126,35 +190,55 @@ class Stepper:
                 gradient=row_gradients[name],
                 learning_rate=self.embedding_learning_rate,
             )
-        return TrainState(weights, tables, states, accumulators, optimizer, state.step + 1), losses
+        after = state._replace(
+            weights=weights,
+            tables=tables,
+            states=states,
+            accumulators=accumulators,
+            optimizer=optimizer,
+            step=state.step + 1,
+        )
+        return after, losses
 
-    def _gather(self, examples: Array, arrays: Mapping[str, Any], *, key: Array) -> dict[str, Any]:
+    def _gather(self, plan: Plan, arrays: Mapping[str, Any], *, key: Array) -> dict[str, Any]:
         """The batch that `JointModel.loss` takes; row numbers still point into the whole tables."""
+        real, examples = plan.examples >= 0, jnp.maximum(plan.examples, 0)
         user, item = arrays["user"][examples], arrays["item"][examples]
         query = {name: values[user] for name, values in arrays["users"].items()}
         query |= {name: values[examples] for name, values in arrays["context"].items()}
+        span = {"first": arrays["first"][examples], "end": arrays["end"][examples], "now": arrays["second"][examples]}
+        log = arrays["history_rows"], arrays["history_seconds"]
         if self.history_length:
-            query |= gather_history(
-                jnp,
-                arrays["history_rows"],
-                arrays["history_seconds"],
-                first=arrays["first"][examples],
-                end=arrays["end"][examples],
-                now=arrays["second"][examples],
-                length=self.history_length,
-            )
-        draw_key, batch_key = jax.random.split(key)
+            length = max(self.model.memory_length, 1) if self.sequence else self.history_length
+            query |= gather_history(jnp, *log, **span, length=length)
+        draw_key, batch_key, hide_key = jax.random.split(key, 3)
+        in_order = self.is_all
         drawn = draw_uniform(draw_key, self.model.config.retrieval.uniform_negatives, items=self.items)
-        item = jnp.concatenate([item, drawn])
-        return {
+        candidates = jnp.arange(self.items) if in_order else jnp.concatenate([item, drawn])
+        batch = {
             "query": query,
-            "candidate": {name: values[item] for name, values in arrays["items"].items()},
-            "item": item,
-            "labels": arrays["labels"][examples],
-            "positive": arrays["positive"][examples],
+            "candidate": {name: values[candidates] for name, values in arrays["items"].items()},
+            "item": item if in_order else candidates,
+            "is_all": in_order,
+            "met": gather_history(jnp, arrays["met"], arrays["history_seconds"], **span, length=SEEN)["history_items"],
+            "labels": jnp.where(real[:, None], arrays["labels"][examples], jnp.nan),
+            "positive": jnp.where(real, arrays["positive"][examples], 0.0),
             "probability": arrays["probability"],
             "key": batch_key,
         }
+        if self.model.config.ranking.trends:
+            row = arrays["catalogue_row"]
+            snapshot = arrays["snapshot"][examples]
+            batch["trends"] = lookup(jnp, arrays["trends"], snapshot, row[item][:, None])[:, 0]
+            batch["trend_of"] = lambda items: lookup(jnp, arrays["trends"], snapshot[: items.shape[0]], row[items])
+        if self.sequence is not None:
+            batch["windows"] = _read_windows(plan, *log, length=self.sequence.length)
+            # Place 0 stands for nothing known; what the example may see ends one place before `end`.
+            batch["window"] = (plan.window, span["end"] - plan.start[plan.window])
+        for place, (tower, name, share) in enumerate(self.hidden_ids):
+            hidden = jax.random.bernoulli(jax.random.fold_in(hide_key, place), share, batch[tower][name].shape)
+            batch[tower][name] = jnp.where(hidden, 0, batch[tower][name])
+        return batch
 
     def _localise(self, tables: Tables, batch: dict[str, Any]) -> dict[str, LocalRows]:
         """Gather every table's rows, and let the batch's inputs point into these instead."""
@@ -176,3 +260,27 @@ class Stepper:
         updated, optimizer = self.optimizer.stateless_apply(state.optimizer, flat_gradients, flat)
         remaining = iter(updated)
         return {part: [next(remaining) for _ in state.weights[part]] for part in parts}, optimizer
+
+
+def static_weights(config: ModelConfig) -> NDArray[np.float32]:
+    """`[1 + L]` the recipe's weights of the tasks, retrieval's first."""
+    return np.array([config.retrieval.weight, *(label.weight for label in config.ranking.labels)], np.float32)
+
+
+def _read_windows(plan: Plan, rows: Array, seconds: Array, *, length: int) -> dict[str, Array]:
+    """`[W, length]` items and days since each window's first, as a sequence encoder takes them."""
+    place = plan.start[:, None] + jnp.arange(length)[None, :]
+    valid = jnp.arange(length)[None, :] < plan.size[:, None]
+    place = jnp.where(valid, place, plan.start[:, None])
+    days = (seconds[place] - seconds[plan.start][:, None]) / DAY
+    return {"items": jnp.where(valid, rows[place], PADDING), "days": days.astype(jnp.float32)}
+
+
+def _hidden_ids(features: FittedFeatures) -> list[tuple[str, str, float]]:
+    """Tower, input and share of the ids that training hides, as if never met."""
+    return [
+        (tower, encoder.key, encoder.config.dropout)
+        for tower, encoders in (("query", features.query), ("candidate", features.candidate))
+        for encoder in encoders
+        if isinstance(encoder.config, IdFeature) and encoder.config.dropout
+    ]

@@ -19,10 +19,14 @@ from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.split import TRAIN, VALIDATION, SplitDataset
 from twotower.errors import RecipeError, TrainingError
 from twotower.model.config import MET, RETRIEVAL, ModelConfig
+from twotower.model.encoders import sequence_of
 from twotower.model.joint import JointModel
+from twotower.model.task_weights import gradient_balanced, uncertainty_weights
+from twotower.training.alarms import loss_alarms, popularity_alarms
 from twotower.training.checkpoints import load_checkpoint, save_checkpoint
 from twotower.training.config import TrainConfig
-from twotower.training.step import Stepper, TrainState
+from twotower.training.plan import Planner
+from twotower.training.step import Plan, Stepper, TrainState, static_weights
 from twotower.training.validation import Validator
 from twotower.training.warm_start import CarriedOver, carry_over
 
@@ -62,6 +66,10 @@ class Trained:
     history: list[dict[str, Any]]
     """One entry an epoch: epoch, losses, validation metrics."""
     best_epoch: int
+    alarms: list[str]
+    """What a reader must know before trusting it."""
+    trend_block: int
+    """Interactions in a block of the trends that it learned from."""
     carried_over: CarriedOver | None
     """What the model began with, where it was started from another."""
 
@@ -155,7 +163,11 @@ def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:
                 )
     if unknown := [name for name in ranking.order if name not in (*names, RETRIEVAL)]:
         raise RecipeError(f"model.ranking.order: '{unknown[0]}' is no label of {where}. Name one of these.")
-    if MET in names and config.retrieval.uniform_negatives < ranking.hard_negatives:
+    if (
+        MET in names
+        and config.retrieval.negatives == "sampled"
+        and config.retrieval.uniform_negatives < ranking.hard_negatives
+    ):
         raise RecipeError(
             f"model.retrieval.uniform_negatives = {config.retrieval.uniform_negatives} is less than "
             f"model.ranking.hard_negatives = {ranking.hard_negatives}, which are drawn from them. Raise it."
@@ -180,6 +192,10 @@ def first_predictions(*, model_config: ModelConfig, labels: NDArray[np.float32])
             share = min(max(mean, 1e-4), 1 - 1e-4)
             first[place] = mean if label.kind == "regression" else np.log(share / (1 - share))
     return first
+
+
+BALANCE_DECAY = 0.5
+"""How much of the past epochs' gradient norms counts, a step of the average being an epoch."""
 
 
 class _Run:
@@ -209,10 +225,11 @@ class _Run:
             accumulator=config.accumulator,
             seed=seed,
         )
-        self.examples = len(arrays.item)
+        self.examples, self.trend_block = len(arrays.item), arrays.trends.block
         self.batch_size = min(config.batch_size, self.examples)
-        self.steps = self.examples // self.batch_size
-        self.validator = Validator.build(config, model, dataset=dataset, seed=seed)
+        self.planner = Planner(arrays, batch_size=self.batch_size, sequence=sequence_of(model.features), seed=seed)
+        self.steps = self.planner.steps
+        self.validator = Validator.build(config, model, dataset=dataset, trends=arrays.trends, seed=seed)
         self.state = self.stepper.start()
         self.best = jax.device_get(self.state)
         self.best_epoch, self.best_value = 0, -np.inf
@@ -236,28 +253,57 @@ class _Run:
     def epoch(self) -> None:
         """Go through the examples once, in an order that the seed and the epoch's number decide; then validate."""
         number = len(self.history)
-        order = np.random.default_rng([self.seed, number]).permutation(self.examples)
-        batches = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size).astype(np.int32)
+        plan = self.planner.epoch(number)
         began = time.perf_counter()
         sums = self.partial
         since_checkpoint = 0
         while self.step_in_epoch < self.steps:
-            chunk = batches[self.step_in_epoch : self.step_in_epoch + self.config.steps_per_call]
+            chunk = plan.part(self.step_in_epoch, self.step_in_epoch + self.config.steps_per_call)
             losses = self._call(chunk, number)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value * len(chunk)
-            self.step_in_epoch += len(chunk)
-            since_checkpoint += len(chunk)
+                sums[name] = sums.get(name, 0.0) + value * chunk.steps
+            self.step_in_epoch += chunk.steps
+            since_checkpoint += chunk.steps
             if since_checkpoint >= self.config.checkpoint_steps and self.step_in_epoch < self.steps:
                 self.partial, since_checkpoint = sums, 0
                 self.save()
         entry: dict[str, Any] = {"epoch": number + 1}
         entry |= {name: total / self.steps for name, total in sums.items()}
+        entry |= self._weigh(plan.part(0, 1), entry)
         self._judge(entry, seconds=time.perf_counter() - began)
         self.partial, self.step_in_epoch = {}, 0
         self.save()
 
-    def _call(self, chunk: NDArray[np.int32], number: int) -> dict[str, float]:
+    def _weigh(self, plan: Plan, entry: dict[str, Any]) -> dict[str, float]:
+        """How hard each task pulls at what all share, and the weights that follow; nothing where there is one task."""
+        tasks, config = self.model.tasks, self.model.config
+        if len(tasks) == 1:
+            return {}
+        norms = self.stepper.gradient_norms(self.state, plan)
+        weights = dict(zip(tasks, static_weights(config).tolist(), strict=True))
+        if config.task_weights == "uncertainty":
+            variances = dict(zip(tasks, self.state.weights["tasks"][0], strict=True))
+            weights = {
+                task: float(each) for task, each in uncertainty_weights(variances, kinds=self.model.kinds).items()
+            }
+        if config.task_weights == "balanced":
+            losses = {task: jax.numpy.asarray(entry[task]) for task in tasks}
+            balanced, balance = gradient_balanced(
+                self.state.balance,
+                {task: jax.numpy.asarray(norm) for task, norm in norms.items()},
+                losses=losses,
+                weights=weights,
+                decay=BALANCE_DECAY,
+            )
+            self.state = self.state._replace(
+                task_weights=jax.numpy.stack([balanced[task] for task in tasks]), balance=balance
+            )
+            weights = {task: float(balanced[task]) for task in tasks}
+        return {f"gradient_norm_{task}": norms[task] for task in tasks} | {
+            f"weight_{task}": weights[task] for task in tasks
+        }
+
+    def _call(self, chunk: Plan, number: int) -> dict[str, float]:
         """One compiled call; the means of its losses."""
         began = time.perf_counter()
         self.state, traced = self.stepper.run(self.state, chunk)
@@ -275,9 +321,9 @@ class _Run:
             TrainProgress(
                 epoch=number + 1,
                 epochs=self.config.epochs,
-                step=number * self.steps + self.step_in_epoch + len(chunk),
+                step=number * self.steps + self.step_in_epoch + chunk.steps,
                 steps=self.config.epochs * self.steps,
-                examples_per_second=chunk.size / (time.perf_counter() - began),
+                examples_per_second=int((chunk.examples >= 0).sum()) / (time.perf_counter() - began),
                 losses=means,
                 validation=None,
             )
@@ -301,7 +347,7 @@ class _Run:
                 epochs=self.config.epochs,
                 step=entry["epoch"] * self.steps,
                 steps=self.config.epochs * self.steps,
-                examples_per_second=self.steps * self.batch_size / seconds,
+                examples_per_second=self.examples / seconds,
                 losses={name: entry[name] for name in entry if name != "epoch"},
                 validation=metrics,
             )
@@ -332,7 +378,35 @@ class _Run:
         best: TrainState = self.best
         self.model.assign(best.weights, best.states)
         self.model.tables = {name: jax.numpy.asarray(table) for name, table in best.tables.items()}
-        return Trained(model=self.model, history=self.history, best_epoch=self.best_epoch, carried_over=carried_over)
+        return Trained(
+            model=self.model,
+            history=self.history,
+            best_epoch=self.best_epoch,
+            alarms=self._alarms(),
+            trend_block=self.trend_block,
+            carried_over=carried_over,
+        )
+
+    def _alarms(self) -> list[str]:
+        found: list[str] = []
+        if (candidates := self._even_chances()) is not None:
+            found += loss_alarms(self.history, best_epoch=self.best_epoch, candidates=candidates)
+        if self.validator is not None and self.config.metric != "rmse":
+            best = self.history[self.best_epoch - 1][f"validation_{self.config.metric}"]
+            popularity = self.validator.popularity[self.config.metric]
+            found += popularity_alarms(self.config.metric, model=best, popularity=popularity)
+        return found
+
+    def _even_chances(self) -> int | None:
+        """Among how many a model that has learned nothing picks, as its loss tells it; None where it does not tell."""
+        config = self.model.config.retrieval
+        if config.loss != "softmax" or not config.weight:
+            return None
+        if self.stepper.is_all or config.correction == "sampled":
+            return self.stepper.items
+        if config.correction == "none":
+            return 1 + min(config.in_batch_negatives, self.batch_size) + config.uniform_negatives
+        return None
 
 
 def _validation_columns(dataset: SplitDataset) -> list[NDArray[Any]]:

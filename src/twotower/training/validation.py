@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.data.batches import QueryArrays
-from twotower.data.feature_encoders import Inputs
+from twotower.data.feature_encoders import SECOND, Inputs
 from twotower.data.split import VALIDATION, SplitDataset
+from twotower.data.trends import Trends, lookup
 from twotower.errors import RecipeError
+from twotower.evaluation.baselines import train_popularity
 from twotower.evaluation.queries import Queries, labelled, seen_pairs, static, successive
 from twotower.evaluation.ranks import blocks, ranks_in_block, seen_items, silence
 from twotower.model.joint import JointModel
@@ -30,6 +33,8 @@ class RatingQueries:
     """The label's place among the ranking head's labels."""
     inputs: Inputs
     item: NDArray[np.int32]
+    trends: NDArray[np.float32]
+    """`[q, 1, F]` of the items, as known at the moment."""
     label: NDArray[np.float32]
 
 
@@ -37,7 +42,14 @@ class Validator:
     """Validation queries, put together once and asked after every epoch."""
 
     def __init__(
-        self, model: JointModel, *, queries: Queries, inputs: Inputs, items: Inputs, ratings: RatingQueries | None
+        self,
+        model: JointModel,
+        *,
+        queries: Queries,
+        inputs: Inputs,
+        items: Inputs,
+        ratings: RatingQueries | None,
+        counts: NDArray[np.float32],
     ) -> None:
         """Keep the queries.
 
@@ -47,13 +59,17 @@ class Validator:
             inputs: The query tower's inputs for these.
             items: The candidate tower's inputs for the whole catalogue.
             ratings: What the rating head is asked, if there is one.
+            counts: `[I]` positive train interactions of each item.
         """
+        self.counts = counts
         self.model, self.queries, self.inputs, self.items, self.ratings = model, queries, inputs, items, ratings
         self.ks = {"recall": 100, "ndcg": 10}
         self._embed = jax.jit(self._apply, static_argnames="part")
 
     @classmethod
-    def build(cls, config: TrainConfig, model: JointModel, *, dataset: SplitDataset, seed: int) -> "Validator | None":
+    def build(
+        cls, config: TrainConfig, model: JointModel, *, dataset: SplitDataset, trends: Trends, seed: int
+    ) -> "Validator | None":
         """Draw the queries: under a split by time each at its own moment, elsewhere one a user.
 
         Returns:
@@ -78,7 +94,8 @@ class Validator:
             queries=queries,
             inputs=arrays.inputs(queries.user, queries.timestamp, log_row=queries.log_row),
             items=model.features.candidate_inputs(dataset.items),
-            ratings=_rating_queries(config, model, dataset=dataset, arrays=arrays, seed=seed),
+            counts=train_popularity(dataset).astype(np.float32),
+            ratings=_rating_queries(config, model, dataset=dataset, arrays=arrays, trends=trends, seed=seed),
         )
         if config.metric == "rmse" and validator.ratings is None:
             raise RecipeError(
@@ -92,7 +109,18 @@ class Validator:
         dim = self.model.dim
         candidate = self._blockwise("candidate", self.items, state)
         query = self._blockwise("query", self.inputs, state)
-        ranks = self._ranks(query[:, :dim], candidate[:, :dim])
+        found = self._judge(self._ranks(query[:, :dim], candidate[:, :dim]))
+        if self.ratings is not None:
+            found["rmse"] = self._rmse(state, candidate)
+        return found
+
+    @cached_property
+    def popularity(self) -> dict[str, float]:
+        """The same metrics of the same queries, answered by what most people took in the train part."""
+        ones = np.ones((len(self.queries), 1), np.float32)
+        return self._judge(self._ranks(ones, self.counts[:, None]))
+
+    def _judge(self, ranks: NDArray[np.int32]) -> dict[str, float]:
         sizes = np.diff(self.queries.relevant_start)
         owner = self.queries.pair_query()
         found: dict[str, float] = {}
@@ -102,8 +130,6 @@ class Validator:
         gain = np.bincount(owner, np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0.0), minlength=len(sizes))
         best = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])[np.minimum(sizes, k)]
         found[f"ndcg@{k}"] = float((gain / best).mean())
-        if self.ratings is not None:
-            found["rmse"] = self._rmse(state, candidate)
         return found
 
     def _ranks(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -121,13 +147,17 @@ class Validator:
         ratings = self.ratings
         assert ratings is not None
         query = self._blockwise("query", ratings.inputs, state)
-        pairs = {"query": query, "candidate": candidate[ratings.item]}
-        predicted = self._blockwise("ranking", pairs, state)[:, ratings.place]
+        pairs = {"query": query, "candidate": candidate[ratings.item][:, None], "trends": ratings.trends}
+        predicted = self._blockwise("ranking", pairs, state)[:, 0, ratings.place]
         return float(np.sqrt(np.mean(np.square(predicted - ratings.label))))
 
     def _apply(self, weights: Any, tables: Any, states: Any, inputs: Any, *, part: str) -> Any:
-        arguments = (inputs["query"], inputs["candidate"]) if part == "ranking" else (inputs, tables)
-        return self.model.apply(part, weights, states, *arguments)[0]
+        call = self.model.pure(weights, dict(states))
+        if part == "query":
+            return self.model.embed_query(call, inputs, tables)
+        if part == "ranking":
+            return self.model.rank(call, inputs["query"], inputs["candidate"], trends=inputs["trends"])
+        return call(part, inputs, tables)
 
     def _blockwise(self, part: str, inputs: Inputs, state: TrainState) -> NDArray[np.float32]:
         """One layer's output for all rows, computed in blocks of one size so that it is compiled once."""
@@ -153,7 +183,13 @@ def _metric_k(metric: str, *, has_ratings: bool) -> dict[str, int]:
 
 
 def _rating_queries(
-    config: TrainConfig, model: JointModel, *, dataset: SplitDataset, arrays: QueryArrays, seed: int
+    config: TrainConfig,
+    model: JointModel,
+    *,
+    dataset: SplitDataset,
+    arrays: QueryArrays,
+    trends: Trends,
+    seed: int,
 ) -> RatingQueries | None:
     for place, label in enumerate(model.config.ranking.labels):
         if label.kind != "regression":
@@ -168,6 +204,7 @@ def _rating_queries(
             place=place,
             inputs=arrays.inputs(asked.user, asked.timestamp, log_row=asked.log_row),
             item=asked.relevant,
+            trends=lookup(np, trends.arrays, trends.snapshot_at(asked.timestamp // SECOND), asked.relevant[:, None]),
             label=truth[asked.log_row],
         )
     return None
