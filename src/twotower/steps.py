@@ -105,8 +105,10 @@ def train(
 ) -> None:
     """A split -> the joint model, fitted and exported; with `warm_start`, begun where an earlier model ended."""
     from twotower.data.split import load_split
+    from twotower.model.config import MET
     from twotower.model.export import export_model
     from twotower.training.calibration import calibrate
+    from twotower.training.order import choose_order
     from twotower.training.train import sample_inputs, train
     from twotower.training.warm_start import learned_until, refuse_leak, save_weights
 
@@ -127,6 +129,9 @@ def train(
         )
         query, candidate = sample_inputs(trained.model.features, dataset)
         export_model(trained.model, to, query_inputs=query, candidate_inputs=candidate, trend_block=trained.trend_block)
+        if not recipe.model.ranking.order and MET in trained.model.tasks:
+            candidates = recipe.model.ranking.candidates
+            metadata["order"] = choose_order(to, dataset, candidates=candidates, seed=recipe.seed)
         metadata["calibrated"] = sorted(calibrate(to, dataset, seed=recipe.seed))
         save_weights(trained.model, to)
         (to / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")

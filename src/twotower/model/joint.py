@@ -284,7 +284,8 @@ class JointModel:
         losses, labels = {}, self.config.ranking.labels
         columns = [(place, label) for place, label in enumerate(labels) if label.name != MET]
         if columns:
-            beside = self.beside(scored.memory, scored.own_logits[:, None], batch["trends"][:, None])
+            trends = batch["trends"][:, None] if self.config.ranking.trends else None
+            beside = self.beside(scored.memory, scored.own_logits[:, None], trends)
             output = call("ranking", scored.query, scored.positive[:, None], beside, training=True)[:, 0]
         for place, label in columns:
             truth = batch["labels"][:, place]
@@ -321,7 +322,7 @@ class JointModel:
         beside = self.beside(
             None if scored.memory is None else scored.memory[:queries],
             chosen_logits,
-            batch["trend_of"](chosen_items) if config.trends else None,
+            batch["trend_of"](jax.lax.optimization_barrier(chosen_items)) if config.trends else None,
         )
         output = call("ranking", scored.query[:queries], chosen, beside, training=True)
         place = [label.name for label in config.labels].index(MET)
@@ -329,7 +330,7 @@ class JointModel:
         left_out = jnp.take_along_axis(hit, hardest, axis=1)
         weight = batch["positive"][:queries] * jax.lax.stop_gradient(scored.own_logits[:queries] >= best[:, -1])
         loss = sampled_softmax if config.labels[place].kind == "listwise" else sampled_cross_entropy
-        each = loss(output[:, 0], output[:, 1:], expected_count=jnp.ones(config.hard_negatives), hit=left_out)
+        each = loss(output[:, 0], output[:, 1:], expected_count=jnp.ones(hardest.shape[1]), hit=left_out)
         return weighted_mean(each, weight)
 
 

@@ -33,45 +33,9 @@ def sampled_softmax(positive_logits: Array, negative_logits: Array, *, expected_
         hold no positive, hence Q(d) / (1 - Q(positive)) a draw; here hits are counted as draws and then left out, which
         gives the same expected sum.
     """
-    against = _estimated_sum(negative_logits, expected_count=expected_count, hit=hit)
-    return jnp.logaddexp(positive_logits, against) - positive_logits
-
-
-def weighted_softmax(positive_logits: Array, negative_logits: Array, *, expected_count: Array, hit: Array) -> Array:
-    """The loss of `sampled_softmax` as its source writes it, for comparison: a weight times a plain contrast.
-
-    The positive has left the denominator, and each query is weighted by `positive_weights`. Same gradient as
-    `sampled_softmax`, another value: it may be negative, and is no estimate of the cross-entropy.
-
-    Shapes, arguments and source as in `sampled_softmax`.
-
-    Returns:
-        `[B]` in nats, of either sign.
-    """
-    weights = positive_weights(positive_logits, negative_logits, expected_count=expected_count, hit=hit)
-    return weights * (_estimated_sum(negative_logits, expected_count=expected_count, hit=hit) - positive_logits)
-
-
-def positive_weights(positive_logits: Array, negative_logits: Array, *, expected_count: Array, hit: Array) -> Array:
-    """How unsure the model still is of each positive, as a weight of its query: 1 - P(positive), held constant.
-
-    P is the positive's share of the softmax over all items, estimated from the sample. A query that is answered for
-    certain weighs 0. Meant for a loss whose denominator lacks the positive; `sampled_softmax` has the weight in its
-    gradient already.
-
-    Shapes, arguments and source as in `sampled_softmax`.
-
-    Returns:
-        `[B]` in [0, 1]; no gradient flows through it.
-    """
-    against = _estimated_sum(negative_logits, expected_count=expected_count, hit=hit)
-    return jax.lax.stop_gradient(jax.nn.sigmoid(against - positive_logits))
-
-
-def _estimated_sum(negative_logits: Array, *, expected_count: Array, hit: Array) -> Array:
-    """`[B]` log of the sum of exponentials over all items but the positive, estimated from the sample."""
+    # The logarithm of the sum of exponentials over all items but the positive, estimated from the sample.
     corrected = jnp.where(hit, LEFT_OUT, negative_logits - jnp.log(expected_count)[None, :])
-    return jax.nn.logsumexp(corrected, axis=1)
+    return jnp.logaddexp(positive_logits, jax.nn.logsumexp(corrected, axis=1)) - positive_logits
 
 
 def full_softmax(logits: Array, positive_item: Array, *, hit: Array | None = None) -> Array:

@@ -34,7 +34,8 @@ class HistoryMemory(keras.layers.Layer):
         """`[n, >= length]` rows and days, the newest first -> `[n, size]`; weights are logarithms."""
         rows = inputs["history_items"][:, : self.length]
         age = ops.log1p(ops.maximum(inputs["history_days"][:, : self.length], 0.0))
-        keys = self.project(ops.take(tables[self.table], ops.maximum(rows, 0), axis=0))
+        # What embeds the items is learned elsewhere: a gradient of a batch's memories on the table costs half a step.
+        keys = self.project(ops.stop_gradient(ops.take(tables[self.table], ops.maximum(rows, 0), axis=0)))
         weights = self.place_bias[None] - self.age_rate[None] * age[:, None, :]
         weights = ops.where(rows[:, None, :] >= 0, weights, -1e9)
         flat = (-1, self.length * self.heads * self.width)
@@ -49,8 +50,8 @@ class Recall(keras.layers.Layer):
         self.length, self.heads, self.width = length, heads, width
         self.project = keras.layers.Dense(heads * width, use_bias=False, name="candidate")
 
-    def call(self, memory: Any, candidate: Any) -> Any:
-        """`[B, size]` and `[B, C, R]` -> `[B, C, 2 * heads]`.
+    def call(self, memory: Any, candidate: Any, training: bool = False) -> Any:
+        """`[B, size]` and `[B, C, R]` -> `[B, C, 2 * heads]`; `training` changes how, not what.
 
         For each head the mean of the products with the keys, weighted by place and age, and the logarithm of the
         weighted mean of their exponentials, which follows the nearest item.
@@ -64,9 +65,20 @@ class Recall(keras.layers.Layer):
         weights = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-9)
         projected = self.project(candidate)
         projected = ops.reshape(projected, (*ops.shape(projected)[:2], self.heads, self.width))
-        keys, projected = ops.transpose(keys, (0, 2, 3, 1)), ops.transpose(projected, (0, 2, 1, 3))
-        products = ops.matmul(projected, keys)  # [B, heads, C, length]
+        products = _products(projected, keys, few=training)
         mean = ops.sum(products * weights[:, :, None], axis=-1)
         raised = ops.sum(weights[:, :, None] * ops.exp(ops.clip(products, -20.0, 20.0)), axis=-1)
         nearest = ops.where(raised > 0, ops.log(ops.maximum(raised, 1e-9)), 0.0)
         return ops.transpose(ops.concatenate([mean, nearest], axis=1), (0, 2, 1))
+
+
+def _products(candidate: Any, keys: Any, *, few: bool) -> Any:
+    """`[B, C, heads, width]` and `[B, length, heads, width]` -> `[B, heads, C, length]`.
+
+    Training has many queries with few candidates: thousands of tiny matrix products, which XLA does one by one, where
+    a multiplication and a sum take a fifth of the time. With a hundred candidates a query that would need the memory.
+    """
+    if few:
+        keys, candidate = ops.transpose(keys, (0, 2, 1, 3)), ops.transpose(candidate, (0, 2, 1, 3))
+        return ops.sum(candidate[:, :, :, None] * keys[:, :, None], axis=-1)
+    return ops.matmul(ops.transpose(candidate, (0, 2, 1, 3)), ops.transpose(keys, (0, 2, 3, 1)))

@@ -68,7 +68,7 @@ class RankingHead(keras.layers.Layer):
         widened = query[:, None, :] + ops.zeros_like(candidate)
         parts = [widened, candidate, widened * candidate, logits]
         if self.recall is not None:
-            parts.append(self.recall(beside["memory"], candidate[..., : self.embedding_dim]))
+            parts.append(self.recall(beside["memory"], candidate[..., : self.embedding_dim], training=training))
         if "trends" in beside:
             parts.append(beside["trends"])
         inputs = ops.concatenate(parts, axis=-1)

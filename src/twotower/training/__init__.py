@@ -1,7 +1,7 @@
 """Fitting the joint model.
 
-Reading order: `config` (what the recipe says), `train` (epochs, early stopping), `plan` (which examples when), `step`
-(one compiled step), `embeddings` (sparse tables), `validation` (what early stopping watches), `alarms` (a model that
-has learned nothing), `checkpoints`, `warm_start` (beginning where an earlier model ended), `calibration` (predictions
-that can be taken literally).
+Reading order: `config` (what the recipe says), `refusals` (what cannot be), `train` (epochs, early stopping), `plan`
+(which examples when), `step` (one compiled step), `embeddings` (sparse tables), `validation` (what early stopping
+watches), `alarms` (a model that has learned nothing), `checkpoints`, `warm_start` (beginning where an earlier model
+ended), `calibration` (predictions that can be taken literally), `order` (how much ranking has a say).
 """

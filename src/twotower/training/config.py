@@ -24,6 +24,8 @@ class TrainConfig:
     """Step size of the dense weights."""
     embedding_learning_rate: Annotated[float, Gt(0)] = 0.05
     """Step size of Adagrad on the embedding tables."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How step sizes, both of them, go on: as they are, or down to a hundredth by half a cosine over all epochs."""
     accumulator: Literal["row", "element"] = "element"
     """Adagrad's memory: one number an element, or one a row, which takes half the memory of a table."""
     metric: str = "ndcg@10"

@@ -57,7 +57,7 @@ def new_accumulator(table: Array, kind: Accumulator) -> Array:
 
 
 def adagrad(
-    table: Array, accumulator: Array, *, local: LocalRows, gradient: Array, learning_rate: float
+    table: Array, accumulator: Array, *, local: LocalRows, gradient: Array, learning_rate: float | Array
 ) -> tuple[Array, Array]:
     """The table and its accumulator after one Adagrad step on the rows of `local`.
 

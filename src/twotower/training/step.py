@@ -29,6 +29,8 @@ GATHERED = (
     *("snapshot", "labels", "positive", "probability", "catalogue_row"),
 )
 """Fields of `TrainingArrays` that a step reads."""
+LEAST = 0.01
+"""Where a falling step size ends, as a share of where it began."""
 SEEN = 512
 """Items of a history that are kept from being negatives; the newest ones."""
 
@@ -78,6 +80,7 @@ class Stepper:
         optimizer: keras.optimizers.Optimizer,
         embedding_learning_rate: float,
         accumulator: Any,
+        decay_steps: int,
         seed: int,
     ) -> None:
         """Move the arrays to the device.
@@ -88,10 +91,11 @@ class Stepper:
             optimizer: Updates the dense weights.
             embedding_learning_rate: Adagrad's step size on the tables.
             accumulator: "row" or "element", as in `new_accumulator`.
+            decay_steps: Steps over which the tables' step size falls, as `decayed` has it; 0 for never.
             seed: Decides which negatives each step draws.
         """
         self.model, self.optimizer, self.accumulator = model, optimizer, accumulator
-        self.embedding_learning_rate = embedding_learning_rate
+        self.embedding_learning_rate, self.decay_steps = embedding_learning_rate, decay_steps
         self.lookups = lookups(model.features)
         history = model.features.history
         self.sequence = sequence_of(model.features)
@@ -181,6 +185,7 @@ class Stepper:
             self.model.loss, argnums=(0, 1), has_aux=True
         )(state.weights, values, state.states, batch)
         weights, optimizer = self._update_weights(state, weight_gradients)
+        learning_rate = self.embedding_learning_rate * decayed(state.step, self.decay_steps)
         tables, accumulators = dict(state.tables), dict(state.accumulators)
         for name, local in locals_.items():
             tables[name], accumulators[name] = adagrad(
@@ -188,7 +193,7 @@ class Stepper:
                 accumulators[name],
                 local=local,
                 gradient=row_gradients[name],
-                learning_rate=self.embedding_learning_rate,
+                learning_rate=learning_rate,
             )
         after = state._replace(
             weights=weights,
@@ -260,6 +265,14 @@ class Stepper:
         updated, optimizer = self.optimizer.stateless_apply(state.optimizer, flat_gradients, flat)
         remaining = iter(updated)
         return {part: [next(remaining) for _ in state.weights[part]] for part in parts}, optimizer
+
+
+def decayed(step: Array, steps: int) -> Array | float:
+    """What a step size is multiplied by: from 1 down to `LEAST` by half a cosine over so many steps; 1 for 0 steps."""
+    if not steps:
+        return 1.0
+    done = jnp.minimum(step / steps, 1.0)
+    return LEAST + (1.0 - LEAST) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
 
 def static_weights(config: ModelConfig) -> NDArray[np.float32]:

@@ -17,8 +17,8 @@ from twotower.data.batches import QueryArrays, TrainingArrays
 from twotower.data.feature_encoders import Inputs
 from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.split import TRAIN, VALIDATION, SplitDataset
-from twotower.errors import RecipeError, TrainingError
-from twotower.model.config import MET, RETRIEVAL, ModelConfig
+from twotower.errors import TrainingError
+from twotower.model.config import MET, ModelConfig
 from twotower.model.encoders import sequence_of
 from twotower.model.joint import JointModel
 from twotower.model.task_weights import gradient_balanced, uncertainty_weights
@@ -26,7 +26,8 @@ from twotower.training.alarms import loss_alarms, popularity_alarms
 from twotower.training.checkpoints import load_checkpoint, save_checkpoint
 from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner
-from twotower.training.step import Plan, Stepper, TrainState, static_weights
+from twotower.training.refusals import refuse_bad_model
+from twotower.training.step import LEAST, Plan, Stepper, TrainState, static_weights
 from twotower.training.validation import Validator
 from twotower.training.warm_start import CarriedOver, carry_over
 
@@ -99,7 +100,7 @@ def train(
 
     Raises:
         TrainingError: a loss is no number, or the checkpoint is another run's.
-        RecipeError: a label or column that the data does not have.
+        RecipeError: settings that cannot be, or a label or column that the data does not have.
     """
     model, arrays = build_model(model_config, dataset=dataset, seed=seed)
     carried_over = None if warm_start is None else carry_over(model, warm_start)
@@ -114,9 +115,7 @@ def train(
 
 def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tuple[JointModel, TrainingArrays]:
     """The model with its first weights, and the arrays that it trains on."""
-    refuse_bad_labels(config, dataset=dataset)
-    if not config.retrieval.in_batch_negatives + config.retrieval.uniform_negatives:
-        raise RecipeError("model.retrieval: no negatives to learn from. Raise in_batch_negatives or uniform_negatives.")
+    refuse_bad_model(config, dataset=dataset)
     labels = tuple(label.name for label in config.ranking.labels)
     features = fit_features(config.query, config.candidate, dataset=dataset)
     columns = dataset.labels | {MET: np.full(len(dataset.item), np.nan, np.float32)}
@@ -125,53 +124,6 @@ def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tup
     query, candidate = sample_inputs(features, dataset)
     model.build(query, candidate, label_means=first_predictions(model_config=config, labels=arrays.labels))
     return model, arrays
-
-
-def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:
-    """Tell what is wrong with the ranking labels before anything is computed.
-
-    Raises:
-        RecipeError: a label twice, one that the data lacks, a kind that does not fit, an order by no label, or too few
-            uniform negatives to draw hard ones from.
-    """
-    ranking = config.ranking
-    names = [label.name for label in ranking.labels]
-    where = "model.ranking.labels"
-    if RETRIEVAL in names:
-        raise RecipeError(f"{where}: '{RETRIEVAL}' is the name of the first stage. Rename the column.")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise RecipeError(f"{where}: '{repeated[0]}' is declared twice. Take one of the two out.")
-    if missing := [name for name in names if name != MET and name not in dataset.labels]:
-        there = ", ".join([*dataset.labels, MET])
-        raise RecipeError(f"{where}: the data has no label '{missing[0]}' (there are: {there}). Name one of these.")
-    if MET in names and MET in dataset.labels:
-        raise RecipeError(
-            f"{where}: the data has a column '{MET}', which is the name of our own label. Rename the column."
-        )
-    for label in ranking.labels:
-        if label.kind not in (("binary", "listwise") if label.name == MET else ("binary", "regression")):
-            raise RecipeError(
-                f"{where}: '{label.name}' cannot be {label.kind}. "
-                f"Take binary or listwise for '{MET}', binary or regression for a column."
-            )
-        if label.kind == "binary" and label.name != MET:
-            values = dataset.labels[label.name]
-            if ((values < 0) | (values > 1)).any():
-                raise RecipeError(
-                    f"{where}: '{label.name}' is binary, but holds values up to {np.nanmax(values):g}. "
-                    "Take regression, or make a label of 0 and 1 by prepare.labels."
-                )
-    if unknown := [name for name in ranking.order if name not in (*names, RETRIEVAL)]:
-        raise RecipeError(f"model.ranking.order: '{unknown[0]}' is no label of {where}. Name one of these.")
-    if (
-        MET in names
-        and config.retrieval.negatives == "sampled"
-        and config.retrieval.uniform_negatives < ranking.hard_negatives
-    ):
-        raise RecipeError(
-            f"model.retrieval.uniform_negatives = {config.retrieval.uniform_negatives} is less than "
-            f"model.ranking.hard_negatives = {ranking.hard_negatives}, which are drawn from them. Raise it."
-        )
 
 
 def sample_inputs(features: FittedFeatures, dataset: SplitDataset) -> tuple[Inputs, Inputs]:
@@ -214,21 +166,24 @@ class _Run:
     ) -> None:
         self.config, self.model, self.seed = config, model, seed
         self.checkpoint, self.report = checkpoint, report
-        optimizer = keras.optimizers.get(
-            {"class_name": config.optimizer, "config": {"learning_rate": config.learning_rate}}
-        )
+        self.examples, self.trend_block = len(arrays.item), arrays.trends.block
+        self.batch_size = min(config.batch_size, self.examples)
+        self.planner = Planner(arrays, batch_size=self.batch_size, sequence=sequence_of(model.features), seed=seed)
+        self.steps = self.planner.steps
+        decay_steps = config.epochs * self.steps if config.schedule == "cosine" else 0
+        rate: Any = config.learning_rate
+        if decay_steps:
+            rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps, alpha=LEAST)
+        optimizer = keras.optimizers.get({"class_name": config.optimizer, "config": {"learning_rate": rate}})
         self.stepper = Stepper(
             model,
             arrays,
             optimizer=optimizer,
             embedding_learning_rate=config.embedding_learning_rate,
             accumulator=config.accumulator,
+            decay_steps=decay_steps,
             seed=seed,
         )
-        self.examples, self.trend_block = len(arrays.item), arrays.trends.block
-        self.batch_size = min(config.batch_size, self.examples)
-        self.planner = Planner(arrays, batch_size=self.batch_size, sequence=sequence_of(model.features), seed=seed)
-        self.steps = self.planner.steps
         self.validator = Validator.build(config, model, dataset=dataset, trends=arrays.trends, seed=seed)
         self.state = self.stepper.start()
         self.best = jax.device_get(self.state)

@@ -137,7 +137,7 @@ def _dense(model: JointModel, old: dict[str, NDArray[Any]]) -> list[str]:
     for part, layer in model.layers.items():
         variables = list(layer.trainable_variables)
         found = [old.get(f"{part}/{place:03d}") for place in range(len(variables))]
-        if f"{part}/{len(variables):03d}" in old:
+        if not variables or f"{part}/{len(variables):03d}" in old:
             continue
         if all(one is not None and one.shape == variable.shape for one, variable in zip(found, variables, strict=True)):
             for one, variable in zip(found, variables, strict=True):
