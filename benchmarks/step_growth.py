@@ -31,7 +31,7 @@ class Steps:
 
     def __init__(self, users: int, items: int, *, batch_size: int) -> None:
         from twotower.data.schema import IdFeature
-        from twotower.model.config import ModelConfig
+        from twotower.model.config import ModelConfig, RetrievalConfig
         from twotower.training.config import TrainConfig
         from twotower.training.step import Stepper
         from twotower.training.train import build_model
@@ -39,6 +39,7 @@ class Steps:
         model_config = ModelConfig(
             query=(IdFeature(kind="id", column="user_id", dim=DIM),),
             candidate=(IdFeature(kind="id", column="item_id", dim=DIM),),
+            retrieval=RetrievalConfig(negatives="sampled"),  # The small tables must not take every item as a negative.
         )
         train = TrainConfig(batch_size=batch_size)
         model, arrays = build_model(model_config, dataset=_dataset(users, items), seed=0)
@@ -48,6 +49,7 @@ class Steps:
             optimizer=_adam(train.learning_rate),
             embedding_learning_rate=train.embedding_learning_rate,
             accumulator=train.accumulator,
+            decay_steps=0,
             seed=0,
         )
         self.state = self.stepper.start()
@@ -78,7 +80,11 @@ class Steps:
         }
 
     def _examples(self) -> Any:
-        return self.generator.integers(0, INTERACTIONS, (STEPS, self.batch_size), dtype=np.int32)
+        from twotower.training.step import Plan
+
+        none = np.zeros((STEPS, 0), np.int32)
+        examples = self.generator.integers(0, INTERACTIONS, (STEPS, self.batch_size), dtype=np.int32)
+        return Plan(examples, none, none, none)
 
 
 def run(arguments: list[str]) -> dict[str, float]:

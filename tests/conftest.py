@@ -22,6 +22,14 @@ settings.load_profile("untimed")
 REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Many tests train the same small model: what one of them compiled, the others and the next session read."""
+    compiled = config.cache.mkdir("compiled") if config.cache else None
+    if compiled is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of the MovieLens sets, which are never in the repository; a test that needs them skips without."""
@@ -31,13 +39,13 @@ def data_dir() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prepare_into() -> Callable[..., Path]:
     """Runs the real preparation: `prepare_into(directory, config)` gives the prepared directory."""
     return _prepare
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def split_into() -> Callable[..., Path]:
     """Runs the real split: `split_into(directory, config, prepared=...)` gives the split directory."""
     return _split

@@ -197,8 +197,8 @@ def evaluate(
     from twotower.evaluation.report import write_report
     from twotower.model.exported import ExportedModel
 
-    dataset, exported = load_split(split), ExportedModel.load(model)
     artifact.read_manifest(model, kind=KIND_OF["train"])
+    dataset, exported = load_split(split), ExportedModel.load(model)
     if champion is not None:
         artifact.verify(champion, kind=KIND_OF["bundle"])
     rival = None if champion is None else ModelContender(ExportedModel.load(champion / "model"), dataset=dataset)

@@ -8,28 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.model.losses import (
+    LEFT_OUT,
     batch_softmax,
     binary_cross_entropy,
     cosine_contrastive,
     full_softmax,
     gbce,
-    positive_weights,
     sampled_cross_entropy,
     sampled_softmax,
     squared_error,
     weighted_mean,
-    weighted_softmax,
 )
-from twotower.model.sampling import (
-    accidental_hits,
-    draw_uniform,
-    expected_count,
-    mixed_probability,
-    user_positive_hits,
-)
+from twotower.model.sampling import accidental_hits, draw_uniform, expected_count
 
 NO_HIT = jnp.zeros((1, 2), bool)
-ROWS = st.lists(st.integers(-1, 9), min_size=4, max_size=4)
+
+
+def weighted_softmax(
+    positive: jax.Array, negative: jax.Array, *, expected_count: jax.Array, hit: jax.Array
+) -> jax.Array:
+    """The loss of `sampled_softmax` as its source writes it: the positive has left the denominator, and its query
+    weighs `1 - P(positive)`, through which no gradient flows."""
+    against = jax.nn.logsumexp(jnp.where(hit, LEFT_OUT, negative - jnp.log(expected_count)[None, :]), axis=1)
+    return jax.lax.stop_gradient(jax.nn.sigmoid(against - positive)) * (against - positive)
+
 
 # Compiled once for all the examples of a law.
 SAMPLED_AND_WEIGHTED = jax.jit(
@@ -44,7 +46,6 @@ GBCE = jax.jit(
         lambda x, rate, t: gbce(x[:1], x[None, 1:], hit=jnp.array([[False]]), sampling_rate=rate, t=t)[0]
     )
 )
-HITS = jax.jit(user_positive_hits)
 
 
 def test_sampled_softmax_is_cross_entropy_over_positive_and_sample() -> None:
@@ -95,23 +96,6 @@ def test_the_loss_falls_as_the_positive_rises_and_its_gradient_is_finite(positiv
     gradient = jax.grad(loss)(jnp.float32(positive))
     assert np.isfinite(gradient)
     assert -1 <= gradient <= 0
-
-
-def test_the_weight_is_what_the_positive_lacks_of_the_softmax() -> None:
-    # e^0 against e^0 + e^0 / 2 + e^0 / 0.5: P = 1 / 3.5.
-    count = jnp.array([2.0, 0.5])
-    weight = positive_weights(jnp.array([0.0]), jnp.zeros((1, 2)), expected_count=count, hit=NO_HIT)
-    assert weight[0] == pytest.approx(1 - 1 / 3.5, rel=1e-6)
-    # ... times log(1/2 + 2) - 0.
-    loss = weighted_softmax(jnp.array([0.0]), jnp.zeros((1, 2)), expected_count=count, hit=NO_HIT)
-    assert loss[0] == pytest.approx((1 - 1 / 3.5) * np.log(2.5), rel=1e-6)
-
-
-def test_no_gradient_flows_through_the_weight() -> None:
-    def weight(logits: jax.Array) -> jax.Array:
-        return positive_weights(logits[:1], logits[None, 1:], expected_count=jnp.ones(2), hit=NO_HIT)[0]
-
-    assert jax.grad(weight)(jnp.array([1.0, 2.0, 3.0])).tolist() == [0.0, 0.0, 0.0]
 
 
 @given(st.lists(st.floats(-30, 30), min_size=3, max_size=3), st.floats(0.01, 100), st.booleans())
@@ -248,32 +232,13 @@ def test_uniform_draws_reach_every_item_about_alike() -> None:
     assert counts.max() < 2_200
 
 
-def test_a_mixed_draw_is_in_the_batch_or_uniform() -> None:
-    # 6 of 10 draws by popularity (1/2), 4 uniform over 8 items: 0.6 * 0.5 + 0.4 / 8.
-    mixed = mixed_probability(jnp.array([0.5]), in_batch=6, uniform=4, items=8)
-    assert mixed[0] == pytest.approx(0.35)
+def test_an_item_is_expected_from_the_batch_and_from_the_uniform_draws() -> None:
+    # 6 draws by popularity (1/2), 4 uniform over 8 items: 6 * 0.5 + 4 / 8.
+    assert expected_count(jnp.array([0.5]), in_batch=6, uniform=4, items=8)[0] == pytest.approx(3.5)
 
 
 @given(st.lists(st.integers(1, 100), min_size=4, max_size=4), st.integers(0, 50), st.integers(1, 50))
-def test_mixed_probabilities_sum_to_one(counts: list[int], in_batch: int, uniform: int) -> None:
+def test_expected_counts_sum_to_the_number_of_draws(counts: list[int], in_batch: int, uniform: int) -> None:
     probability = jnp.array(counts) / sum(counts)
-    mixed = mixed_probability(probability, in_batch=in_batch, uniform=uniform, items=len(counts))
-    assert mixed.sum() == pytest.approx(1.0, rel=1e-5)
-
-
-def test_what_a_user_met_is_a_hit_for_that_user_alone() -> None:
-    history = jnp.array([[3, -1, 1], [-1, -1, -1]])
-    assert user_positive_hits(history, jnp.array([1, 2, 3, 1])).tolist() == [[True, False, True, True], [False] * 4]
-
-
-@given(st.lists(ROWS, min_size=3, max_size=3), st.lists(st.integers(0, 9), min_size=5, max_size=5))
-def test_user_hits_are_membership_in_the_history(history: list[list[int]], drawn: list[int]) -> None:
-    expected = [[row in met for row in drawn] for met in history]
-    assert HITS(jnp.array(history), jnp.array(drawn)).tolist() == expected
-
-
-def test_user_hits_never_hold_every_history_against_every_item() -> None:
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((256, 200), (1024,))]
-    memory = jax.jit(user_positive_hits).lower(*shapes).compile().memory_analysis()
-    assert memory is not None
-    assert memory.temp_size_in_bytes <= 2 * 256 * 1024, "no more than two results beside the result"
+    expected = expected_count(probability, in_batch=in_batch, uniform=uniform, items=len(counts))
+    assert expected.sum() == pytest.approx(in_batch + uniform, rel=1e-5)

@@ -131,7 +131,7 @@ def test_a_warm_start_begins_with_the_champions_weights(home: Path, first: Local
     carried = artifact.read_manifest(Path(warm.outputs["choose"]["best"]), kind="model")["metadata"]["carried_over"]
     assert carried["new_rows"] == 0
     assert carried["rows"] > 300
-    assert carried["parts"] == ["query", "candidate", "ranking"]
+    assert carried["parts"] == ["query", "candidate", "memory", "ranking"]
 
 
 def test_what_was_rolled_back_is_not_promoted_again_by_a_run(home: Path, first: LocalRun) -> None:

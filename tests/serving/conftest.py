@@ -17,11 +17,12 @@ from twotower.bundle import BundleConfig, write_bundle
 from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.schema import CategoryFeature, HistoryFeature, IdFeature, NumberFeature
 from twotower.data.split import TEST, TRAIN, SplitDataset
+from twotower.data.trends import TREND_FEATURES
 from twotower.index.build import IndexConfig, build_index
 from twotower.model.exported import ExportedModel
 from twotower.serving.recommender import Recommender
 
-USERS, ITEMS, DIM, WIDTH, LENGTH = 25, 40, 4, 6, 5
+USERS, ITEMS, DIM, WIDTH, LENGTH, BLOCK = 25, 40, 4, 6, 5, 20
 """Users 23 and 24 met nothing; of 24 nothing is known at all. Items 38 and 39 were met by nobody."""
 SECOND = 1_000_000
 CANDIDATES = 12
@@ -57,7 +58,12 @@ class World:
 
     def logits(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """`[ITEMS, 2]` the ranking head: `met`, then `rating`."""
-        return (self.candidates() * query) @ self.tables["head"] + self.tables["bias"]
+        return (self.candidates() * query) @ self.tables["head"] + self.tables["bias"] + self.fortunes()
+
+    def fortunes(self) -> NDArray[np.float32]:
+        """`[ITEMS, 2]` what the head makes of how often each item stands in the last block of the log."""
+        latest = np.bincount(self.dataset.item[self.dataset.positive][-BLOCK:], minlength=ITEMS)
+        return np.outer(np.log1p(latest) - np.log1p(BLOCK / ITEMS), self.tables["trends"][0]).astype(np.float32)
 
     def write(self, target: Path, *, index: Path | None = None) -> Path:
         """A sealed bundle of it."""
@@ -130,22 +136,24 @@ def candidate_graph(tables: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
 
 def ranking_graph(tables: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
     nodes = [
-        helper.make_node("Mul", ["query", "candidate"], ["product"]),
+        helper.make_node("Unsqueeze", ["query", "one"], ["asked"]),
+        helper.make_node("Mul", ["asked", "candidate"], ["product"]),
         helper.make_node("MatMul", ["product", "head"], ["weighted"]),
-        helper.make_node("Add", ["weighted", "bias"], ["output"]),
+        helper.make_node("MatMul", ["trends", "fortunes"], ["added"]),
+        helper.make_node("Sum", ["weighted", "added", "bias"], ["output"]),
     ]
-    inputs = {"query": (np.float32, WIDTH), "candidate": (np.float32, WIDTH)}
-    return graph(nodes, inputs, {"head": tables["head"], "bias": tables["bias"]})
+    inputs = {"query": (np.float32, WIDTH), "candidate": (np.float32, -WIDTH), "trends": (np.float32, -TREND_FEATURES)}
+    constants = {"head": tables["head"], "bias": tables["bias"], "fortunes": tables["trends"]}
+    return graph(nodes, inputs, constants | {"one": np.array([1], np.int64)})
 
 
 def graph(
     nodes: list[onnx.NodeProto], inputs: dict[str, tuple[type, int]], constants: dict[str, np.ndarray]
 ) -> onnx.ModelProto:
+    """Inputs are `[n]` of width 0, `[n, width]` of one above it, and `[n, m, -width]` of one below it."""
     types = {np.int32: TensorProto.INT32, np.float32: TensorProto.FLOAT}
-    described = [
-        helper.make_tensor_value_info(name, types[kind], ["n", width] if width else ["n"])
-        for name, (kind, width) in inputs.items()
-    ]
+    shapes = {name: ["n", *["m"] * (width < 0), *[abs(width)] * (width != 0)] for name, (_, width) in inputs.items()}
+    described = [helper.make_tensor_value_info(name, types[kind], shapes[name]) for name, (kind, _) in inputs.items()]
     whole = helper.make_graph(
         nodes,
         "graph",
@@ -168,6 +176,7 @@ def write_model(out: Path, features: FittedFeatures, tables: dict[str, NDArray[n
         "temperature": 1.0,
         "labels": labels,
         "order": {"met": 1.0},
+        "trend_block": BLOCK,
     }
     (out / "model.json").write_text(json.dumps(description), encoding="utf-8")
     (out / "history.json").write_text("[]", encoding="utf-8")
@@ -197,6 +206,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "age": generator.normal(size=(2, WIDTH)).astype(np.float32),
         "head": generator.normal(size=(WIDTH, 2)).astype(np.float32),
         "bias": np.array([0.1, 3.0], np.float32),
+        "trends": np.array([[0.7, -0.3], *[[0, 0]] * (TREND_FEATURES - 1)], np.float32),
     }
     tables["items"][0] = tables["genders"][0] = 0
     with write_artifact(directory / "model", kind="model") as out:

@@ -34,6 +34,7 @@ FILES = [
     "report/card.md",
     "report/report.html",
     "report/report.json",
+    "trends.npy",
     "users.parquet",
 ]
 

@@ -1,5 +1,6 @@
 """What was judged is what is served: the real steps train a small model, and both sides must answer alike."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from twotower import steps
 from twotower.artifact import write_artifact
 from twotower.bundle import write_bundle
+from twotower.data.feature_encoders import SECOND
 from twotower.data.split import load_split
+from twotower.data.trends import Trends, lookup
 from twotower.evaluation.model_contender import ModelContender
 from twotower.evaluation.queries import successive
 from twotower.model.exported import ExportedModel
@@ -76,7 +79,8 @@ def recommender(recipe: Recipe, tiny_split: Path, model: Path) -> Recommender:
 
 
 def test_a_server_answers_as_the_evaluation_judged(recommender: Recommender, tiny_split: Path, model: Path) -> None:
-    # Every third test query: the server, asked at the same moment, must bring the same items in the same order.
+    # Every third test query: the server, asked at the same moment, must bring the same items in the same order. Its
+    # bundle tells how popular items are at the log's end, so each is given what it would have told at that moment.
     dataset = load_split(tiny_split)
     queries = successive(dataset)
     contender = ModelContender(ExportedModel.load(model), dataset=dataset)
@@ -85,10 +89,21 @@ def test_a_server_answers_as_the_evaluation_judged(recommender: Recommender, tin
         retrieval[place, dataset.item[(dataset.user == user) & (dataset.timestamp < moment)]] = -np.inf
     candidates = np.argsort(-retrieval, axis=1, kind="stable")[:, :CANDIDATES].astype(np.int32)
     scores = contender.rank(queries, candidates)
+    log, catalogue = queries.known_positives, np.arange(len(dataset.item_ids))[None]
+    order = np.argsort(log.timestamp, kind="stable")
+    trends = Trends.build(
+        log.item[order],
+        log.timestamp[order] // SECOND,
+        items=len(dataset.item_ids),
+        block=recommender.bundle.model.trend_block,
+    )
+    np.testing.assert_array_equal(recommender.bundle.trends, trends.latest())
     differing = 0
     for place in range(0, len(queries), 3):
+        snapshot = trends.snapshot_at(queries.timestamp[place : place + 1] // SECOND)
+        then = Recommender(replace(recommender.bundle, trends=lookup(np, trends.arrays, snapshot, catalogue)[0]))
         now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(queries.timestamp[place]))
-        answer = recommender.recommend(dataset.user_ids[queries.user[place]], k=K, now=now)
+        answer = then.recommend(dataset.user_ids[queries.user[place]], k=K, now=now)
         assert answer.fallback is None
         order = np.argsort(-scores[place], kind="stable")[:K]
         np.testing.assert_allclose([item.score for item in answer.items], scores[place][order], rtol=1e-4, atol=1e-4)

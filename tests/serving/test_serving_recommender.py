@@ -223,7 +223,7 @@ def test_an_item_s_score_does_not_depend_on_the_other_candidates(recommender: Re
 
 
 def test_equal_scores_keep_the_order_of_retrieval(world: Any, recommender: Recommender) -> None:
-    # A query of zeros gives every candidate the head's bias.
+    # A query of zeros gives every candidate the head's bias, as no item is more popular than another.
     found = Found(
         row=np.array([[7, 3, 5, 1]]), score=np.array([[4, 3, 2, 1]], np.float32), count=np.array([3], np.int64)
     )
@@ -231,6 +231,7 @@ def test_equal_scores_keep_the_order_of_retrieval(world: Any, recommender: Recom
         recommender.bundle.model,
         np.zeros((1, world.candidates().shape[1]), np.float32),
         recommender.bundle.candidates,
+        trends=np.zeros_like(recommender.bundle.trends),
         found=found,
         places=4,
     )

@@ -12,10 +12,12 @@ import pytest
 
 from twotower.artifact import MANIFEST, read_manifest, write_artifact
 from twotower.data.feature_encoders import VocabularyEncoder
+from twotower.data.schema import SequenceFeature
 from twotower.data.split import TRAIN, SplitDataset, load_split
 from twotower.errors import ArtifactError, TrainingError
 from twotower.model.exported import ExportedModel
 from twotower.model.joint import JointModel
+from twotower.model.task_weights import Balance
 from twotower.recipe import Recipe
 from twotower.training.step import TrainState
 from twotower.training.train import Trained, build_model, train
@@ -96,12 +98,43 @@ def test_a_model_that_starts_from_itself_takes_everything(
     old, new = (drawn(tiny_recipe, dataset, seed=seed) for seed in (1, 2))
     carried = carry_over(new, keep(old))
     assert carried.new_rows == 0
-    assert carried.parts == ("query", "candidate", "ranking")
+    assert carried.parts == ("query", "candidate", "memory", "ranking")
     assert new.tables.keys() == old.tables.keys()
     assert all((np.asarray(new.tables[name]) == np.asarray(old.tables[name])).all() for name in old.tables)
     for part, weights in old.weights().items():
         for one, other in zip(weights, new.weights()[part], strict=True):
             assert (np.asarray(one) == np.asarray(other)).all()
+
+
+def test_every_part_that_learns_is_carried_over(tiny_recipe: Recipe, dataset: SplitDataset, keep: Keep) -> None:
+    everything = {
+        "query": (SequenceFeature(kind="sequence", length=10, blocks=1),),
+        "retrieval": replace(tiny_recipe.model.retrieval, learn_temperature=True, temperature=0.5),
+        "ranking": replace(tiny_recipe.model.ranking, experts=2),
+        "task_weights": "uncertainty",
+    }
+    old, new = (drawn(tiny_recipe, dataset, seed=seed, **everything) for seed in (1, 2))
+    old.layers["tasks"].log_variance.assign([0.1, 0.2, 0.3])
+    old.layers["retrieval"].logarithm.assign(-2.0)
+    carried = carry_over(new, keep(old))
+    assert carried.parts == ("history", "query", "candidate", "retrieval", "memory", "ranking", "tasks")
+    assert all(len(weights) > 0 for weights in old.weights().values())
+    assert all(
+        (np.asarray(one) == np.asarray(other)).all()
+        for part, weights in old.weights().items()
+        for one, other in zip(weights, new.weights()[part], strict=True)
+    )
+    assert new.temperature() == pytest.approx(np.exp(-2))
+
+
+def test_a_temperature_that_is_not_learned_stays_the_recipes(
+    tiny_recipe: Recipe, dataset: SplitDataset, keep: Keep
+) -> None:
+    old = drawn(tiny_recipe, dataset, seed=1, retrieval=replace(tiny_recipe.model.retrieval, learn_temperature=True))
+    old.layers["retrieval"].logarithm.assign(-2.0)
+    new = drawn(tiny_recipe, dataset, seed=2, retrieval=replace(tiny_recipe.model.retrieval, temperature=0.5))
+    assert "retrieval" not in carry_over(new, keep(old)).parts
+    assert new.temperature() == pytest.approx(0.5)
 
 
 def test_what_was_carried_over_answers_as_the_exported_graphs_do(
@@ -123,7 +156,7 @@ def test_a_part_of_another_shape_begins_as_drawn(
     old = keep(drawn(tiny_recipe, dataset, seed=1))
     new, untouched = (drawn(tiny_recipe, dataset, seed=2, query_tower=tower) for _ in range(2))
     carried = carry_over(new, old)
-    assert carried.parts == ("candidate", "ranking")
+    assert carried.parts == ("candidate", "memory", "ranking")
     for one, other in zip(new.weights()["query"], untouched.weights()["query"], strict=True):
         assert (np.asarray(one) == np.asarray(other)).all()
     assert carried.new_rows == 0, "the tables do not depend on the tower's layers"
@@ -146,7 +179,7 @@ def test_a_table_of_another_width_or_size_begins_as_drawn(
     for name, table in new.tables.items():
         assert (np.asarray(table) == np.asarray((untouched if name in others else old).tables[name])).all(), name
     assert carried.new_rows == sum(len(new.tables[name]) for name in others)
-    assert carried.parts == ("candidate", "ranking"), "the query tower reads a wider region"
+    assert carried.parts == ("candidate", "memory", "ranking"), "the query tower reads a wider region"
 
 
 def test_a_feature_that_the_old_model_did_not_have_begins_as_drawn(
@@ -157,7 +190,7 @@ def test_a_feature_that_the_old_model_did_not_have_begins_as_drawn(
     new = drawn(tiny_recipe, dataset, seed=2)
     carried = carry_over(new, keep(old))
     assert carried.new_rows == len(new.tables["query_id_user_id"])
-    assert carried.parts == ("candidate", "ranking")
+    assert carried.parts == ("candidate", "memory", "ranking")
 
 
 def fit(recipe: Recipe, dataset: SplitDataset, folder: Path, **named: Any) -> Trained:
@@ -181,11 +214,20 @@ STILL = {"epochs": 1, "learning_rate": 1e-9, "embedding_learning_rate": 1e-9}
 def test_a_warm_start_begins_where_the_old_training_ended_and_goes_on_only_from_there(
     tiny_recipe: Recipe, dataset: SplitDataset, tiny_run: Path, tmp_path: Path
 ) -> None:
-    fresh = drawn(tiny_recipe, dataset, seed=tiny_recipe.seed)
-    validator = Validator.build(tiny_recipe.train, fresh, dataset=dataset, seed=tiny_recipe.seed)
+    fresh, arrays = build_model(tiny_recipe.model, dataset=dataset, seed=tiny_recipe.seed)
+    validator = Validator.build(tiny_recipe.train, fresh, dataset=dataset, trends=arrays.trends, seed=tiny_recipe.seed)
     assert validator is not None
     first = validator.metrics(
-        TrainState(fresh.weights(), fresh.tables, fresh.states(), accumulators={}, optimizer=[], step=jnp.zeros(()))
+        TrainState(
+            fresh.weights(),
+            fresh.tables,
+            fresh.states(),
+            accumulators={},
+            optimizer=[],
+            step=jnp.zeros(()),
+            task_weights=jnp.zeros(3),
+            balance=Balance.start(fresh.tasks),
+        )
     )
     ended = read_manifest(tiny_run / "model", kind="model")["metadata"]["validation"]
 

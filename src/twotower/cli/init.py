@@ -202,8 +202,9 @@ def _model_lines(tables: dict[str, Table]) -> Iterator[str]:
     yield "# What each tower reads. A user is known by what they met, so a new one needs no training."
     yield "# The history is pooled by place and age (`history`), or read in its order by a transformer (`sequence`)."
     yield "query = ["
-    if (shape := tables["interactions"].shape) is not None:
-        guess = guess_history(shape)
+    shape = tables["interactions"].shape
+    guess = guess_history(shape) if shape is not None else None
+    if guess is not None:
         yield f"  {{ {guess.toml} }},  # {guess.reason}"
     yield from _feature_lines(tables.get("users"), names)
     yield "]"
@@ -211,6 +212,11 @@ def _model_lines(tables: dict[str, Table]) -> Iterator[str]:
     yield '  { kind = "id", column = "item_id", dim = 64 },'
     yield from _feature_lines(tables.get("items"), names)
     yield "]"
+    if guess is not None and '"sequence"' in str(guess.toml):
+        yield ""
+        yield "[model.retrieval]  # what served a sequence best on MovieLens-1M's validation part"
+        yield "temperature = 1.0"
+        yield "unit_vectors = false"
     if (rating := find_rating(tables["interactions"].others)) is not None:
         yield ""
         yield "[model.ranking]"

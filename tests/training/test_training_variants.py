@@ -1,0 +1,178 @@
+"""Every way of learning that a recipe can ask for learns, on a world that it takes a moment to learn."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+from twotower.data.prepare import PrepareConfig
+from twotower.data.schema import HistoryFeature, IdFeature, MultiCategoryFeature, SequenceFeature
+from twotower.data.sources.simulated import SimulatedConfig
+from twotower.data.split import SplitConfig, SplitDataset, load_split
+from twotower.model.config import LabelConfig, ModelConfig, RankingConfig, RetrievalConfig, TowerConfig
+from twotower.training.config import TrainConfig
+from twotower.training.plan import Planner
+from twotower.training.step import Stepper, decayed
+from twotower.training.train import Trained, build_model, train
+
+SEQUENCE = (SequenceFeature(kind="sequence", length=10, blocks=1),)
+ITEM = IdFeature(kind="id", column="item_id", dim=16)
+GENRES = MultiCategoryFeature(kind="multi_category", column="genres", dim=4)
+MODEL = ModelConfig(
+    query=(HistoryFeature(kind="history", length=10, pools=2),),
+    candidate=(ITEM, GENRES),
+    embedding_dim=16,
+    query_tower=TowerConfig(layers=(16,)),
+    ranking=RankingConfig(
+        labels=(LabelConfig(name="met", kind="listwise", weight=0.2), LabelConfig(name="rating", kind="regression")),
+        layers=(16,),
+        dim=4,
+    ),
+)
+SAMPLED = RetrievalConfig(negatives="sampled", in_batch_negatives=32, uniform_negatives=32)
+Fit = Callable[..., Trained]
+
+
+@pytest.fixture(scope="module")
+def dataset(
+    prepare_into: Callable[..., Path],
+    split_into: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> SplitDataset:
+    """150 users, 100 items, 2,500 interactions."""
+    world = SimulatedConfig(users=150, items=100, interactions=2_500, clusters=4)
+    directory = tmp_path_factory.mktemp("small")
+    prepared = prepare_into(directory / "prepared", PrepareConfig(simulated=world, positives="rating >= 3"))
+    return load_split(split_into(directory / "split", SplitConfig(validation=0.1), prepared=prepared))
+
+
+@pytest.fixture
+def fit(dataset: SplitDataset, tmp_path: Path) -> Fit:
+    """Trains a model for two epochs."""
+
+    def run(model: ModelConfig, **settings: Any) -> Trained:
+        return train(
+            TrainConfig(epochs=2, batch_size=64, steps_per_call=25, embedding_learning_rate=0.1, **settings),
+            model_config=model,
+            dataset=dataset,
+            seed=1,
+            checkpoint=tmp_path / "checkpoint",
+            resume=False,
+            report=lambda progress: None,
+        )
+
+    return run
+
+
+def falls(trained: Trained, *tasks: str) -> bool:
+    first, last = trained.history
+    return all(last[task] < first[task] for task in tasks)
+
+
+def weighed(trained: Trained) -> list[dict[str, float]]:
+    return [{name[7:]: value for name, value in entry.items() if "weight_" in name} for entry in trained.history]
+
+
+def test_a_sequence_with_experts_and_balanced_tasks_learns_and_moves_its_temperature(fit: Fit) -> None:
+    trained = fit(
+        replace(
+            MODEL,
+            query=SEQUENCE,
+            retrieval=RetrievalConfig(learn_temperature=True, temperature=0.5),
+            ranking=replace(MODEL.ranking, experts=3),
+            task_weights="balanced",
+        ),
+        schedule="cosine",
+    )
+    assert falls(trained, "retrieval", "met")
+    assert abs(trained.model.temperature() - 0.5) > 0.001
+    for entry, weights in zip(trained.history, weighed(trained), strict=True):
+        assert weights.keys() == {"retrieval", "met", "rating"}
+        assert sum(weights.values()) == pytest.approx(1 + 0.2 + 1, rel=1e-4), "as many as the recipe's"
+        assert all(entry[f"gradient_norm_{task}"] > 0 for task in weights)
+    # After the first epoch the pull of each, weight times norm, is as the recipe asks for.
+    first = trained.history[0]
+    pull = {task: first[f"weight_{task}"] * first[f"gradient_norm_{task}"] for task in ("retrieval", "met", "rating")}
+    assert pull["met"] / pull["retrieval"] == pytest.approx(0.2, rel=1e-3)
+    assert pull["rating"] / pull["retrieval"] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_gbce_without_memory_and_trends_learns_and_finds_how_noisy_its_tasks_are(fit: Fit) -> None:
+    retrieval = replace(SAMPLED, loss="gbce", in_batch_negatives=0, mask_positives=True)
+    ranking = replace(MODEL.ranking, memory=0, trends=False)
+    trained = fit(replace(MODEL, retrieval=retrieval, ranking=ranking, task_weights="uncertainty"))
+    assert falls(trained, "retrieval", "met", "rating")
+    assert trained.model.layers.keys() == {"query", "candidate", "retrieval", "ranking", "tasks"}
+    first, last = weighed(trained)
+    # Tasks begin at variance 1, a regression's weight being half of that of the others.
+    assert first["rating"] == pytest.approx(0.5, abs=0.05)
+    assert first["met"] == pytest.approx(1.0, abs=0.1)
+    assert last["met"] < first["met"] < 1, "a loss above 1 / 2 is found to be noisy"
+
+
+def test_cosine_contrast_learns_and_serves_cosines(fit: Fit) -> None:
+    trained = fit(replace(MODEL, retrieval=RetrievalConfig(loss="cosine_contrastive", item_bias=False)))
+    assert falls(trained, "retrieval", "met", "rating")
+    assert trained.model.temperature() == 1.0
+    assert trained.model.dim == 16
+    assert weighed(trained) == [pytest.approx({"retrieval": 1.0, "met": 0.2, "rating": 1.0})] * 2
+
+
+@pytest.mark.parametrize("correction", ["sampled", "batch"])
+def test_a_sequence_learns_from_drawn_negatives_too(fit: Fit, correction: str) -> None:
+    retrieval = replace(SAMPLED, correction=correction)  # type: ignore[arg-type]
+    trained = fit(replace(MODEL, query=SEQUENCE, retrieval=retrieval, ranking=RankingConfig(labels=())))
+    assert falls(trained, "retrieval")
+    assert not weighed(trained)[0], "one task needs no weights"
+
+
+def test_a_head_may_ask_for_more_hard_negatives_than_there_are_items(fit: Fit) -> None:
+    ranking = replace(MODEL.ranking, labels=MODEL.ranking.labels[:1], hard_negatives=300)
+    assert falls(fit(replace(MODEL, ranking=ranking)), "met")
+
+
+def test_training_hides_the_share_of_ids_that_dropout_asks_for(dataset: SplitDataset) -> None:
+    model, arrays = build_model(replace(MODEL, candidate=(replace(ITEM, dropout=0.4), GENRES)), dataset=dataset, seed=1)
+    stepper = Stepper(
+        model,
+        arrays,
+        optimizer=keras.optimizers.Adam(),
+        embedding_learning_rate=0.1,
+        accumulator="row",
+        decay_steps=0,
+        seed=1,
+    )
+    assert stepper.hidden_ids == [("candidate", "id_item_id", 0.4)]
+    plan = Planner(arrays, batch_size=64, sequence=None, seed=1).epoch(0)
+    first = jax.tree.map(lambda values: jnp.asarray(values[0]), plan)
+    one, other = (stepper._gather(first, stepper.arrays, key=jax.random.key(seed))["candidate"] for seed in (0, 1))
+    hidden = np.asarray(one["id_item_id"]) == 0
+    assert 0.2 < hidden.mean() < 0.6
+    assert not np.array_equal(hidden, np.asarray(other["id_item_id"]) == 0), "others in every step"
+    np.testing.assert_array_equal(np.asarray(one["id_item_id"])[~hidden], arrays.items["id_item_id"][~hidden])
+    np.testing.assert_array_equal(one["multi_category_genres"], arrays.items["multi_category_genres"])
+
+
+def test_items_known_by_their_features_alone_are_told_apart_by_these(dataset: SplitDataset) -> None:
+    model, _ = build_model(MODEL, dataset=dataset, seed=1)
+    genres = dataset.items["genres"].to_pylist()[:2]
+    items = dataset.items.slice(0, 4).set_column(
+        dataset.items.column_names.index("genres"), "genres", [[genres[0], "Never Heard Of", genres[0], None]]
+    )
+    items = items.set_column(items.column_names.index("item_id"), "item_id", [[f"new-{row}" for row in range(4)]])
+    found = np.asarray(model.layers["candidate"](model.features.candidate_inputs(items), model.tables))
+    np.testing.assert_array_equal(found[0], found[2])
+    assert np.abs(found[0, :16] - found[1, :16]).max() > 0.01
+
+
+def test_a_step_size_falls_by_half_a_cosine() -> None:
+    # From 1 down to a hundredth over 10 steps; half way between the two in the middle.
+    found = [float(decayed(jnp.array(step), 10)) for step in (0, 5, 10, 99)]
+    assert found == pytest.approx([1.0, 0.505, 0.01, 0.01])
+    assert decayed(jnp.array(7), 0) == 1.0
