@@ -201,7 +201,12 @@ def evaluate(
     dataset, exported = load_split(split), ExportedModel.load(model)
     if champion is not None:
         artifact.verify(champion, kind=KIND_OF["bundle"])
-    rival = None if champion is None else ModelContender(ExportedModel.load(champion / "model"), dataset=dataset)
+    rival, unread = None, ""
+    if champion is not None:
+        try:
+            rival = ModelContender(ExportedModel.load(champion / "model"), dataset=dataset)
+        except ArtifactError as fault:  # Of an earlier release: it must not keep every later model from its place.
+            unread = f"The champion cannot be read by this release, so nobody was measured against it: {fault}"
     made = made_from.evaluate(recipe, split, model, champion)
     with writing(out, step="evaluate", made_from=made) as (to, _):
         report = evaluate(
@@ -219,6 +224,8 @@ def evaluate(
         report["audit"] = [asdict(check) for check in audit(dataset, exported.features, facts=facts, seed=recipe.seed)]
         report["alarms"] = artifact.read_manifest(model, kind=KIND_OF["train"])["metadata"]["alarms"]
         report["name"] = recipe.name
+        if unread:
+            report["alarms"].append(unread)
         if rival is not None and (missing := rival.missing_columns()):
             report["notes"].append(f"The champion reads {', '.join(missing)}, which the data no longer has.")
         write_report(report, to)

@@ -105,6 +105,7 @@ def test_idle_time_is_nothing_where_nothing_was_met() -> None:
     inputs = {
         "history_items": np.array([[5, -1], [-1, -1]], np.int32),
         "history_days": np.array([[0, 0], [0, 0]], np.float32),
+        "history_count": np.array([1, 0], np.int32),
     }
     found = np.asarray(IdleTime(length=2)(inputs, TABLES))
     assert found[0, 0] == 1

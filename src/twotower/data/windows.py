@@ -72,7 +72,8 @@ def plan_windows(
     plan.start[step, place] = first[head] + begin[head]
     plan.size[step, place] = known[tail] - begin[tail]
     group = np.cumsum(is_new) - 1
-    by_step = np.argsort(step[group], kind="stable")
+    # Within a step by chance: whoever takes the first of a batch must not take the same users each time.
+    by_step = np.lexsort((generator.random(len(order)), step[group]))
     row = step[group][by_step]
     column = np.arange(len(row)) - np.searchsorted(row, row)
     plan.examples[row, column] = order[by_step]

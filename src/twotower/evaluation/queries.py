@@ -84,8 +84,8 @@ def successive(dataset: SplitDataset, part: int = TEST) -> Queries:
 def static(dataset: SplitDataset, part: int = TEST) -> Queries:
     """One query per user of the part, asked with only the earlier parts known.
 
-    The moment is the start of the part under a split by time, elsewhere the user's last interaction. Context columns
-    apply where that last interaction is all that is asked for.
+    The moment is the start of the part under a split by time, elsewhere just after the user's last interaction of this
+    part and those before. Context columns apply where that last interaction is all that is asked for.
     """
     rows = np.flatnonzero((dataset.part == part) & dataset.positive)
     rows = rows[np.argsort(dataset.user[rows], kind="stable")]
@@ -97,7 +97,8 @@ def static(dataset: SplitDataset, part: int = TEST) -> Queries:
         moment, log_row = np.full(len(user), _part_start(dataset, part)), np.full(len(user), -1)
     else:
         last = np.full(len(dataset.user_ids), np.iinfo(np.int64).min)
-        np.maximum.at(last, dataset.user, dataset.timestamp)
+        before = dataset.part <= part
+        np.maximum.at(last, dataset.user[before], dataset.timestamp[before])
         moment, log_row = last[user] + 1, np.where(tests == 1, rows[first], -1)
     known = tuple(earlier for earlier in (TRAIN, VALIDATION) if earlier < part)
     return Queries(

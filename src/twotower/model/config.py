@@ -96,7 +96,8 @@ class RankingConfig:
     order: dict[str, float] = field(default_factory=dict)
     """Label, or `retrieval` -> weight: candidates are ordered by the weighted sum of these labels' logits or
     predictions and of retrieval's logit. Left empty: `met` and `retrieval` in the shares that serve the validation part
-    best (a quarter of `met` where there is none), or retrieval alone where `met` is no label."""
+    best among the `candidates` below (a quarter of `met` where there is none), or retrieval alone where `met` is no
+    label."""
     layers: tuple[PositiveInt, ...] = (128, 64)
     """Widths of the head's hidden layers."""
     cross_layers: Annotated[int, Ge(0)] = 1
@@ -149,5 +150,6 @@ class ModelConfig:
     ranking: RankingConfig = field(default_factory=RankingConfig)
     """Stage 2."""
     task_weights: Literal["static", "uncertainty", "balanced"] = "static"
-    """How the tasks' mean losses become one: by the `weight` of each, by how noisy each is found to be (learned), or so
+    """How the tasks' mean losses become one: by the `weight` of each, by how noisy each is found to be (learned; no
+    `weight` counts then, and none may be 0), or so
     that their gradients on the shared weights are as long as the `weight` of each asks for (set after each epoch)."""

@@ -68,7 +68,7 @@ class HistoryPools(keras.layers.Layer):
     def __init__(self, table: str, *, length: int, pools: int, dim: int) -> None:
         super().__init__(name="history")
         self.table, self.length, self.pools, self.dim = table, length, pools, dim
-        decay = np.geomspace(2.0, 0.02, pools)[:, None] * -np.arange(length)[None, :]
+        decay = np.geomspace(0.5 / length, 2.0, pools)[::-1, None] * -np.arange(length)[None, :]
         self.place_bias = self.add_weight(shape=(pools, length), initializer="zeros", name="place_bias")
         self.place_bias.assign(decay.astype(np.float32))
         self.age_rate = self.add_weight(shape=(pools, 1), initializer="zeros", name="age_rate")

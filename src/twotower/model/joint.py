@@ -142,6 +142,7 @@ class JointModel:
         """
         given = dict(inputs)
         if "history" in self.layers:
+            given["history_count"] = ops.sum(ops.cast(given["history_items"] >= 0, "int32"), axis=1)
             given["history_state"] = last_state(lambda items, days: call("history", items, days, tables), given)
         query = call("query", given, tables)
         if not self.memory_length:
@@ -348,11 +349,13 @@ def _seen(batch: Mapping[str, Any], items: Array, *, queries: int | None = None)
         items: `[C]`.
         queries: Only so many; by default all.
     """
-    met = batch["met"][:queries]
-    marked = jnp.zeros((met.shape[0], batch["probability"].shape[0] + 1), bool)
-    # What pads falls into a column of its own, which no item has.
-    marked = marked.at[jnp.arange(met.shape[0])[:, None], met].set(True)
-    return marked[:, items]
+    met, drawn = batch["met"][:queries], items.shape[0]
+    # Each item's column among those asked about; all others, and what pads (-1), fall into the last, which none reads.
+    column = jnp.full(batch["probability"].shape[0] + 1, drawn, jnp.int32)
+    column = column.at[items].set(jnp.arange(drawn, dtype=jnp.int32))
+    marked = jnp.zeros((met.shape[0], drawn + 1), bool)
+    marked = marked.at[jnp.arange(met.shape[0])[:, None], column[met]].set(True)
+    return marked[:, column[items]]
 
 
 def _draw_tables(shapes: Mapping[str, Sequence[int]], *, seed: int) -> Tables:

@@ -71,17 +71,23 @@ class SequenceEncoder(keras.layers.Layer):
 
 
 def last_state(read: Callable[[Any, Any], Any], inputs: Mapping[str, Any]) -> Any:
-    """`[n, dim]` what is known after the newest item, from inputs as a server has them: the newest first.
+    """`[n, dim]` what is known after the newest known item, from inputs as a server has them: the newest first.
+
+    An item that training never met stands in the history as -1, like what pads, but with its own age.
 
     Args:
         read: Calls a `SequenceEncoder` on items and days.
         inputs: Hold `history_items` and `history_days`, `[n, L]`.
     """
     items, days = inputs["history_items"], inputs["history_days"]
+    known = items >= 0
     oldest = ops.max(days, axis=1, keepdims=True)
-    passed = ops.where(items >= 0, oldest - days, 0.0)
+    passed = ops.where(ops.logical_or(known, days > 0), oldest - days, 0.0)
     states = read(ops.flip(items, axis=1), ops.flip(passed, axis=1))
-    return ops.where(items[:, :1] >= 0, states[:, -1], states[:, 0])
+    newest = ops.argmax(ops.cast(known, "int32"), axis=1)[:, None] == np.arange(items.shape[1])[None]
+    chosen = ops.cast(ops.logical_and(newest, known), "float32")
+    nothing = 1.0 - ops.max(chosen, axis=1, keepdims=True)
+    return ops.sum(states[:, 1:] * ops.flip(chosen, axis=1)[..., None], axis=1) + nothing * states[:, 0]
 
 
 class Block(keras.layers.Layer):
@@ -136,9 +142,9 @@ class IdleTime(keras.layers.Layer):
 
     def call(self, inputs: Any, tables: Any) -> Any:  # noqa: ARG002 - every encoder is called alike
         """`[n, WAVES + 1]`; zeros where there is no history."""
-        valid = ops.cast(inputs["history_items"] >= 0, "float32")
-        count = ops.log1p(ops.sum(valid, axis=1, keepdims=True)) / np.log1p(self.length)
-        return ops.concatenate([waves(inputs["history_days"][:, 0]) * valid[:, :1], count], axis=-1)
+        known = ops.cast(inputs["history_count"] > 0, "float32")[:, None]
+        count = ops.log1p(ops.cast(inputs["history_count"], "float32"))[:, None] / np.log1p(self.length)
+        return ops.concatenate([waves(inputs["history_days"][:, 0]) * known, count], axis=-1)
 
 
 class SequenceState(keras.layers.Layer):

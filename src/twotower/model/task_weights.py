@@ -115,6 +115,7 @@ def gradient_balanced(
     left = loss / jnp.maximum(first, 1e-12)
     slowness = left / jnp.maximum(left.mean(), 1e-12)
     wanted = static * slowness**alpha / average
+    wanted = jnp.where(norm > 0, wanted, static / average.max())  # A task that did not pull keeps its place.
     scaled = wanted * static.sum() / jnp.maximum(wanted.sum(), 1e-12)
     after = Balance(norms=_by_task(tasks, kept), first_losses=_by_task(tasks, first), steps=steps)
     return _by_task(tasks, scaled), after

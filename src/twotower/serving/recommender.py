@@ -74,7 +74,8 @@ class Recommender:
             k: How many items.
             exclude: Items that must not come.
             exclude_seen: Leave out what the user met, in the bundle or in `history`.
-            now: The moment of asking, UTC unless it says otherwise; what the bundle knows from then on is not used.
+            now: The moment of asking, UTC unless it says otherwise; what the bundle knows from then on is not in the
+                history. How popular and how old items are stays that of the log's end.
                 By default a second after the end of the bundle's log, where the model's sense of time ends.
 
         Raises:

@@ -48,6 +48,8 @@ def calibrate(directory: Path, dataset: SplitDataset, *, seed: int) -> dict[str,
     rows = np.flatnonzero(dataset.part == VALIDATION)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST_ROWS])
     contender = ModelContender(ExportedModel.load(directory), dataset=dataset)
+    if not contender.label_kinds:
+        return {}
     found = {}
     asked, predicted = predict_labels(contender, dataset, rows)
     for label, kind in contender.label_kinds.items():

@@ -17,9 +17,25 @@ def refuse_bad_model(config: ModelConfig, *, dataset: SplitDataset) -> None:
     """
     refuse_bad_labels(config, dataset=dataset)
     refuse_bad_loss(config)
+    refuse_bad_weights(config)
     refuse_bad_widths(config)
     met = np.bincount(dataset.item[dataset.part == TRAIN], minlength=len(dataset.item_ids))
     refuse_bad_negatives(config, items=int(np.count_nonzero(met)))
+
+
+def refuse_bad_weights(config: ModelConfig) -> None:
+    """Tell where learned task weights would take back what a weight of 0 says.
+
+    Raises:
+        RecipeError: a task of weight 0 beside `uncertainty`.
+    """
+    weights = {RETRIEVAL: config.retrieval.weight} | {label.name: label.weight for label in config.ranking.labels}
+    off = [task for task, weight in weights.items() if not weight]
+    if config.task_weights == "uncertainty" and off:
+        raise RecipeError(
+            f"model.task_weights = 'uncertainty' learns every weight, but that of '{off[0]}' is 0. "
+            "Take 'static', or give it a weight."
+        )
 
 
 def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:

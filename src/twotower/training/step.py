@@ -216,6 +216,8 @@ class Stepper:
         if self.history_length:
             length = max(self.model.memory_length, 1) if self.sequence else self.history_length
             query |= gather_history(jnp, *log, **span, length=length)
+            if self.sequence is not None:  # Of all that a server sees, not of the few places gathered here.
+                query["history_count"] = jnp.minimum(span["end"] - span["first"], self.history_length)
         draw_key, batch_key, hide_key = jax.random.split(key, 3)
         in_order = self.is_all
         drawn = draw_uniform(draw_key, self.model.config.retrieval.uniform_negatives, items=self.items)
