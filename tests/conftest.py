@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Many tests train the same small model: what one of them compiled, the others and the next session read."""
-    compiled = config.cache.mkdir("compiled") if config.cache else None
+    cache = getattr(config, "cache", None)  # Gone under `-p no:cacheprovider`.
+    compiled = cache.mkdir("compiled") if cache else None
     if compiled is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -91,3 +91,13 @@ def test_windows_change_from_epoch_to_epoch_but_not_what_an_epoch_holds() -> Non
     one, other = (cover(asked, length=5, batch_size=8, windows=3, seed=seed) for seed in (1, 2))
     assert not np.array_equal(one.start, other.start)
     assert sorted(one.examples[one.examples >= 0]) == sorted(other.examples[other.examples >= 0])
+
+
+def test_the_first_examples_of_a_step_are_of_all_users_alike() -> None:
+    # Ranking learns from the first of each batch: sorted by user it would never meet the others.
+    asked = examples([list(range(20)) for _ in range(200)])
+    first = [cover(asked, length=10, batch_size=256, windows=20, seed=seed).examples[:, :32] for seed in range(10)]
+    rows = np.concatenate([part[part >= 0] for part in first])
+    tenths = np.bincount(asked.user[rows] // 20, minlength=10) / len(rows)
+    assert tenths.min() > 0.08
+    assert tenths.max() < 0.12

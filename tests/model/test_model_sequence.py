@@ -60,6 +60,12 @@ def test_a_place_of_a_window_is_what_a_server_gets_of_the_history_up_to_it(encod
     assert np.abs(window[met] - np.delete(window, met, axis=0)).max(axis=1).min() > 1e-2, "no place is like another"
 
 
+def test_an_item_that_training_never_met_is_passed_over_even_as_the_newest(encoder: SequenceEncoder) -> None:
+    without = served(encoder, ITEMS[:4], DAYS[:4])
+    strange = served(encoder, np.append(ITEMS[:4], -1), np.append(DAYS[:4], 50).astype(np.float32))
+    assert strange == pytest.approx(without, abs=1e-5)
+
+
 def test_what_fills_a_window_up_changes_nothing(encoder: SequenceEncoder) -> None:
     items, days = ITEMS.copy(), DAYS.copy()
     items[4:], days[4:] = -1, 0
@@ -155,3 +161,5 @@ def test_a_step_asks_its_examples_from_the_places_that_hold_their_histories(
     )
     expected = last_state(lambda items, days: model.layers["history"](items, days, model.tables), given)
     np.testing.assert_allclose(states[row[asked], place[asked]], np.asarray(expected), atol=1e-4)
+    served_count = (given["history_items"] >= 0).sum(axis=1)
+    assert np.asarray(batch["query"]["history_count"])[asked].tolist() == served_count.tolist()
