@@ -33,8 +33,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 
     Args:
         report: From `evaluate`; shown where they were added: `training` (a list of `{"epoch", ...}`, in it
-            `gradient_norm_<task>`), `index`, `alarms` (lines), `audit` (a list of `{"name", "passed", "detail"}`) and
-            `single_task` (a list of `{"name", "metrics"}`, the joint model first).
+            `gradient_norm_<task>`), `index`, `alarms` (lines) and `audit` (a list of `{"name", "passed", "detail"}`).
     """
     clean = _without_nan(report)
     text = json.dumps(clean, indent=1, allow_nan=False)
@@ -60,7 +59,6 @@ def render_page(report: dict[str, Any]) -> str:
         alarms=_alarms(report),
         audit=report.get("audit") or [],
         pull=_pull_table(report),
-        joint=_joint_table(report),
         bundle=Markup(charts.bundle()),
         names=NAMES,
     )
@@ -78,7 +76,6 @@ def render_card(report: dict[str, Any]) -> str:
         segments=_segment_table(report),
         alarms=_alarms(report),
         audit=report.get("audit") or [],
-        joint=_joint_table(report),
         names=NAMES,
     )
 
@@ -180,14 +177,6 @@ def _pull_table(report: dict[str, Any]) -> dict[str, Any]:
         for task, norm in norms.items()
     ]
     return {"epoch": last.get("epoch"), "rows": rows}
-
-
-def _joint_table(report: dict[str, Any]) -> dict[str, Any]:
-    """The joint model beside models of one task each: what joining gains or costs."""
-    models = report.get("single_task") or []
-    metrics = list(dict.fromkeys(metric for model in models for metric in model["metrics"]))
-    rows = [{"name": model["name"], "values": [model["metrics"].get(metric) for metric in metrics]} for model in models]
-    return {"metrics": [metric_name(metric) for metric in metrics], "rows": rows}
 
 
 def _segment_table(report: dict[str, Any]) -> dict[str, Any]:
