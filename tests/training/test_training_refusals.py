@@ -57,6 +57,10 @@ SAMPLED = {"negatives": "sampled"}
     [
         (COSINE | {"item_bias": True}, "unit_vectors = true and item_bias = true. Set unit_vectors = true and"),
         (COSINE | {"item_bias": False, "unit_vectors": False}, "but unit_vectors = false and item_bias = false"),
+        (
+            COSINE | {"item_bias": False, "learn_temperature": True},
+            "reads no temperature, but learn_temperature = true",
+        ),
         (SAMPLED | {"loss": "gbce"}, r"wants its negatives drawn uniformly, but in_batch_negatives = 32\. Set it to 0"),
         (SAMPLED | {"in_batch_negatives": 0, "uniform_negatives": 0}, "no negatives to learn from"),
         (
@@ -93,3 +97,9 @@ def test_numbers_of_drawn_negatives_do_not_matter_where_none_is_drawn() -> None:
     # Retrieval alone draws no hard negatives.
     alone = ModelConfig(retrieval=RetrievalConfig(uniform_negatives=1), ranking=RankingConfig(labels=()))
     refuse_bad_negatives(alone, items=10_001)
+
+
+def test_learned_weights_do_not_take_back_a_weight_of_none(tiny_recipe: Recipe, dataset: SplitDataset) -> None:
+    model = tiny_recipe.model
+    off = replace(model, task_weights="uncertainty", retrieval=replace(model.retrieval, weight=0.0))
+    refused(off, dataset, "learns every weight, but that of 'retrieval' is 0")

@@ -79,7 +79,7 @@ def refuse_bad_loss(config: ModelConfig) -> None:
     """Tell where retrieval's loss does not fit what the towers give.
 
     Raises:
-        RecipeError: cosines of vectors that have no length of 1, or with a bias.
+        RecipeError: cosines of vectors that have no length of 1, with a bias, or with a temperature to be learned.
     """
     retrieval = config.retrieval
     if retrieval.loss == "cosine_contrastive" and (not retrieval.unit_vectors or retrieval.item_bias):
@@ -87,6 +87,11 @@ def refuse_bad_loss(config: ModelConfig) -> None:
             f"model.retrieval: loss = '{retrieval.loss}' compares cosines, but unit_vectors = "
             f"{_toml(retrieval.unit_vectors)} and item_bias = {_toml(retrieval.item_bias)}. Set unit_vectors = true "
             "and item_bias = false."
+        )
+    if retrieval.loss == "cosine_contrastive" and retrieval.learn_temperature:
+        raise RecipeError(
+            "model.retrieval: loss = 'cosine_contrastive' reads no temperature, but "
+            "learn_temperature = true. Leave it out."
         )
 
 
