@@ -73,8 +73,8 @@ RUN cd /opt/twotower/lib/python3.11/site-packages && rm -rf \
     # symbol tables, for a debugger (25 MB)
     && strip --strip-unneeded pyarrow/*.so pyarrow/*.so.*
 RUN /opt/twotower/bin/python3 -c 'import click, faiss, fastapi, numpy.random, numpy.typing, onnxruntime, \
-    pyarrow.compute, pyarrow.fs, pyarrow.parquet, pydantic, rich.console, uvicorn, uvicorn.lifespan.on, \
-    uvicorn.loops.asyncio, uvicorn.protocols.http.h11_impl'
+    pyarrow.compute, pyarrow.fs, pyarrow.parquet, pydantic.dataclasses, rich.console, uvicorn, \
+    uvicorn.lifespan.on, uvicorn.loops.asyncio, uvicorn.protocols.http.h11_impl'
 
 FROM build AS pipeline-needs
 COPY requirements/pipeline.txt requirements/
