@@ -1,10 +1,13 @@
 """The whole path on a tiny world: what it writes, what it does not write again, and each step of the pipeline alone."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from twotower import steps
@@ -252,3 +255,160 @@ def test_a_candidate_that_was_held_against_another_champion_is_put_nowhere(
         steps.deploy(tiny_recipe, version=version, registry=registry, champion="", to=str(tmp_path / "answers"))
     assert not (tmp_path / "answers").exists()
     assert steps.deploy(tiny_recipe, version=version, registry=registry, champion=rival).previous == rival
+
+
+@pytest.fixture(scope="module")
+def joined_recipe(tiny_recipe: Recipe) -> Recipe:
+    """The tiny recipe, with models of one task each."""
+    brief = replace(tiny_recipe.evaluate, baselines=("popularity",), bootstrap=50, examples=0)
+    return replace(tiny_recipe, train=replace(tiny_recipe.train, single_tasks=True), evaluate=brief)
+
+
+@pytest.fixture(scope="module")
+def joined_lines() -> list[str]:
+    """What training told, an epoch a line."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def joined_model(
+    joined_recipe: Recipe, tiny_run: Path, joined_lines: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The joint model of the tiny recipe, with models of one task each below it."""
+
+    def watch(progress: Any) -> None:
+        if progress.validation is not None:
+            joined_lines.append(progress.line())
+
+    out = tmp_path_factory.mktemp("joined") / "model"
+    steps.train(joined_recipe, split=tiny_run / "split", out=out, watch=watch)
+    assert [path.name for path in out.parent.iterdir()] == ["model"], "no checkpoint is left"
+    return out
+
+
+@pytest.fixture(scope="module")
+def joined_report(joined_recipe: Recipe, tiny_run: Path, joined_model: Path) -> dict[str, Any]:
+    """The report of that model."""
+    return report_of(joined_recipe, tiny_run, joined_model)
+
+
+def report_of(recipe: Recipe, run: Path, model: Path) -> dict[str, Any]:
+    out = run.parent / "reports" / model.name
+    steps.evaluate(recipe, split=run / "split", model=model, out=out)
+    found: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def weights_of(model: Path) -> dict[str, np.ndarray]:
+    with np.load(model / "weights.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_models_of_one_task_lie_below_the_joint_one_as_models(
+    joined_model: Path, tiny_run: Path, joined_lines: list[str]
+) -> None:
+    manifest = verify(joined_model, kind="model")
+    assert manifest["metadata"]["single_tasks"] == [
+        {"task": "retrieval", "directory": "single/retrieval"},
+        {"task": "rating", "directory": "single/rating"},
+    ]
+    for task, metric in (("retrieval", "ndcg@10"), ("rating", "rmse")):
+        place = f"single/{task}"
+        assert {f"{place}/manifest.json", f"{place}/query_tower.onnx", f"{place}/weights.npz"} <= set(manifest["files"])
+        assert verify(joined_model / place, kind="model")["metadata"]["metric"] == metric
+    assert equal(weights_of(joined_model), weights_of(tiny_run / "model")), "the joint one is as it is without them"
+    assert [line.partition("  ")[0] for line in joined_lines] == [
+        *(["joint"] * 2),
+        *(["retrieval alone"] * 2),
+        *(["rating alone"] * 2),
+    ]
+    losses = [set(re.findall(r"  (retrieval|met|rating) ", line)) for line in joined_lines[::2]]
+    assert losses == [{"retrieval", "met", "rating"}, {"retrieval"}, {"rating"}]
+
+
+def test_retrieval_alone_is_the_model_of_a_recipe_without_labels(
+    joined_model: Path, tiny_run: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    ranking = replace(tiny_recipe.model.ranking, labels=())
+    recipe = replace(tiny_recipe, model=replace(tiny_recipe.model, ranking=ranking))
+    steps.train(recipe, split=tiny_run / "split", out=tmp_path / "model")
+    alone = weights_of(joined_model / "single" / "retrieval")
+    assert equal(alone, weights_of(tmp_path / "model"))
+    joint, rating = weights_of(joined_model), weights_of(joined_model / "single" / "rating")
+    for name in ("table/candidate_id_item_id", "query/000"):
+        assert not np.array_equal(alone[name], joint[name][: len(alone[name])])
+        assert not np.array_equal(rating[name], joint[name])
+
+
+def test_the_report_sets_each_task_beside_the_model_that_learned_it_alone(
+    joined_model: Path, joined_report: dict[str, Any], joined_recipe: Recipe, tiny_run: Path
+) -> None:
+    retrieval, rating = (
+        report_of(joined_recipe, tiny_run, joined_model / "single" / task) for task in ("retrieval", "rating")
+    )
+    for name, protocol in joined_report["protocols"].items():
+        itself = retrieval["protocols"][name]["contenders"]["retrieval"]
+        assert protocol["contenders"]["retrieval_trained_alone"]["metrics"] == pytest.approx(itself["metrics"])
+    beside = joined_report["labels"]["rating"]["trained_alone"]["metrics"]
+    assert beside == pytest.approx(rating["labels"]["rating"]["metrics"])
+    found = {(row["task"], row["metric"]): row for row in joined_report["joining"]["rows"]}
+    assert {task for task, _ in found} == {"retrieval", "rating"}
+    assert found["rating", "rmse"]["alone"] == pytest.approx(rating["labels"]["rating"]["metrics"]["rmse"])
+    assert found["retrieval", "ndcg@10"]["alone"] == pytest.approx(retrieval["headline"]["retrieval_ndcg"])
+    assert all(row["difference"] != 0 for row in found.values()), "joining does something"
+    first, *_ = notes = joined_report["joining"]["notes"]
+    assert re.fullmatch(r"joint: epoch [12] of 2, the best by validation ndcg@10\.", first)
+    assert any(re.fullmatch(r"rating alone: epoch [12] of 2, the best by validation rmse\.", note) for note in notes)
+    for report in (retrieval, rating):
+        assert "joining" not in report
+
+
+def test_a_training_that_stops_in_its_last_model_does_not_train_the_others_again(
+    joined_recipe: Recipe, tiny_run: Path, joined_model: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def stop(progress: Any) -> None:
+        if progress.model == "rating alone" and progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt):
+        steps.train(joined_recipe, split=tiny_run / "split", out=out, watch=stop)
+    assert not out.exists()
+    resume = {"split": tiny_run / "split", "out": out, "resume": True}
+    steps.train(joined_recipe, **resume, watch=lambda progress: told.append(f"{progress.model} {progress.epoch}"))
+    assert set(told) == {"rating alone 2"}
+    assert fingerprint(out) == fingerprint(joined_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_models_of_one_task_go_with_the_chosen_one_and_into_no_bundle(
+    joined_model: Path, joined_recipe: Recipe, tiny_run: Path, tmp_path: Path
+) -> None:
+    steps.choose([joined_model], out=tmp_path / "best")
+    assert fingerprint(tmp_path / "best") == fingerprint(joined_model)
+    verify(tmp_path / "best", kind="model")
+    verify(tmp_path / "best" / "single" / "rating", kind="model")
+    read = {"split": tiny_run / "split", "model": joined_model, "report": tiny_run / "report"}
+    steps.bundle(joined_recipe, **read, index=tiny_run / "index", out=tmp_path / "bundle")
+    assert not [path for path in (tmp_path / "bundle").rglob("*") if "single" in path.name]
+
+
+def test_every_model_begins_where_its_own_kind_ended(
+    joined_model: Path, joined_recipe: Recipe, tiny_run: Path, tmp_path: Path
+) -> None:
+    recipe = replace(joined_recipe, train=replace(joined_recipe.train, epochs=1))
+    split = tiny_run / "split"
+    with pytest.raises(TrainingError, match="holds no model of 'retrieval' alone, so the joint model alone would"):
+        steps.train(recipe, split=split, out=tmp_path / "model", warm_start=tiny_run / "model")
+    steps.train(recipe, split=split, out=tmp_path / "model", warm_start=joined_model)
+    for place in (".", "single/retrieval", "single/rating"):
+        first = json.loads((joined_model / place / "history.json").read_text(encoding="utf-8"))[0]["loss"]
+        second = json.loads((tmp_path / "model" / place / "history.json").read_text(encoding="utf-8"))[0]["loss"]
+        assert second < first
+        assert read_manifest(tmp_path / "model" / place, kind="model")["metadata"]["carried_over"]["new_rows"] == 0

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent
 KEPT = FOLDER / "results"
 """The raw results that docs/quality.md is written from, one a row; they are in git."""
-OURS = {"retrieval": "retrieval alone", "two_stage": "both stages", "ceiling": "ceiling of the candidates"}
+OURS = {
+    "retrieval": "retrieval alone",
+    "two_stage": "both stages",
+    "ceiling": "ceiling of the candidates",
+    "retrieval_trained_alone": "retrieval, trained alone",
+}
 
 Table = dict[str, dict[str, float]]
 """Contender -> metric -> value."""
@@ -39,6 +44,8 @@ class Options:
     seeds: int
     overrides: dict[str, str]
     keep: bool
+    only: tuple[str, ...] = ()
+    """Variants asked for; empty for all that a row has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +75,10 @@ class Measured:
     """What the report says of its baselines."""
 
 
-def read_options(name: str, arguments: list[str], *, about: str | None, seeds: int = 5) -> Options:
-    """The arguments that every row takes."""
+def read_options(
+    name: str, arguments: list[str], *, about: str | None, seeds: int = 5, variants: Sequence[str] = ()
+) -> Options:
+    """The arguments that every row takes, and `--only` for a row that has variants."""
     parser = argparse.ArgumentParser(prog=f"run.py {name}", description=about)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"splits or worlds, from seed 0 on (default {seeds})")
     parser.add_argument(
@@ -83,13 +92,25 @@ def read_options(name: str, arguments: list[str], *, about: str | None, seeds: i
     parser.add_argument(
         "--keep", action="store_true", help="keep the raw result in benchmarks/quality/results, for docs/quality.md"
     )
+    if variants:
+        parser.add_argument(
+            "--only",
+            action="append",
+            default=[],
+            choices=variants,
+            metavar="NAME",
+            help=f"this variant beside the base; may be repeated. There are: {', '.join(variants)}",
+        )
     found = parser.parse_args(arguments)
+    only = tuple(found.only) if variants else ()
+    if only and found.keep:
+        parser.error("--keep keeps a whole row: leave --only out")
     if found.seeds < 1:
         parser.error("--seeds must be 1 or more")
     if wrong := [text for text in found.overrides if "=" not in text]:
         parser.error(f"--set {wrong[0]}: write KEY=VALUE, as in train.epochs=1")
     overrides = dict(text.split("=", 1) for text in found.overrides)
-    return Options(seeds=found.seeds, overrides=overrides, keep=found.keep)
+    return Options(seeds=found.seeds, overrides=overrides, keep=found.keep, only=only)
 
 
 def each_seed(options: Options, one: Callable[[Options, int, Path], Measured]) -> list[dict[str, Any]]:
@@ -105,12 +126,21 @@ def each_seed(options: Options, one: Callable[[Options, int, Path], Measured]) -
     return found
 
 
-def fit(recipe_file: str, *, options: Options, seed: int, out: Path, data_dir: Path | None = None) -> Fitted:
+def fit(
+    recipe_file: str,
+    *,
+    options: Options,
+    seed: int,
+    out: Path,
+    data_dir: Path | None = None,
+    variant: Mapping[str, Any] | None = None,
+) -> Fitted:
     """Prepare, split and train by a recipe.
 
     Args:
         recipe_file: A recipe of this folder, or the name of one that comes with the package.
         data_dir: Where its files or MovieLens lie.
+        variant: `section.key` -> value, on top of the recipe and below the options.
     """
     from twotower import steps
     from twotower.cli.progress import watching
@@ -118,7 +148,8 @@ def fit(recipe_file: str, *, options: Options, seed: int, out: Path, data_dir: P
 
     place = FOLDER / recipe_file
     there = {} if data_dir is None else {"prepare.data_dir": str(data_dir)}
-    recipe = load_recipe(place if place.is_file() else recipe_file, {"seed": seed, **there, **options.overrides})
+    settings = {"seed": seed, **there, **(variant or {}), **options.overrides}
+    recipe = load_recipe(place if place.is_file() else recipe_file, settings)
     begin = time.perf_counter()
     steps.prepare(recipe, out=out / "prepared")
     steps.split(recipe, prepared=out / "prepared", out=out / "split")
@@ -211,12 +242,22 @@ def conservative_low(bounds: Sequence[float], differences: Sequence[float]) -> f
     return by_users if by_seeds is None else min(by_users, by_seeds)
 
 
+def training(fitted: Fitted) -> dict[str, Any]:
+    """How many epochs ran, which was the best, and its losses and validation metrics."""
+    from twotower.artifact import read_manifest
+
+    history = json.loads((fitted.model / "history.json").read_text(encoding="utf-8"))
+    best = int(read_manifest(fitted.model, kind="model")["metadata"]["best_epoch"])
+    return {"epochs": len(history), "best": history[best - 1]}
+
+
 def _command(name: str, options: Options) -> str:
     """What measures the row again; make would read the quotes of a setting its own way."""
-    if not options.overrides:
+    if not options.overrides and not options.only:
         return f'make bench NAME={name} ARGS="--seeds {options.seeds}"'
-    settings = [word for key, value in options.overrides.items() for word in ("--set", f"{key}={value}")]
-    return shlex.join(["python", "dev.py", "bench", name, "--seeds", str(options.seeds), *settings])
+    words = [word for key, value in options.overrides.items() for word in ("--set", f"{key}={value}")]
+    words += [word for variant in options.only for word in ("--only", variant)]
+    return shlex.join(["python", "dev.py", "bench", name, "--seeds", str(options.seeds), *words])
 
 
 def _kept(measured: Measured, *, seed: int, seconds: float) -> dict[str, Any]:
@@ -229,18 +270,9 @@ def _kept(measured: Measured, *, seed: int, seconds: float) -> dict[str, Any]:
         "tables": measured.tables,
         "notes": measured.notes,
         "seconds": {part: round(value, 1) for part, value in {"total": seconds, **parts}.items()},
-        "training": {name: _training(one) for name, one in measured.fitted.items()},
+        "training": {name: training(one) for name, one in measured.fitted.items()},
         "settings": {name: _settings(one.recipe) for name, one in measured.fitted.items()},
     }
-
-
-def _training(fitted: Fitted) -> dict[str, Any]:
-    """How many epochs ran, which was the best, and its losses and validation metrics."""
-    from twotower.artifact import read_manifest
-
-    history = json.loads((fitted.model / "history.json").read_text(encoding="utf-8"))
-    best = int(read_manifest(fitted.model, kind="model")["metadata"]["best_epoch"])
-    return {"epochs": len(history), "best": history[best - 1]}
 
 
 def _settings(recipe: "Recipe") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from quality import measure
 NAME = "quality-ml100k-tfrs"
 KEYS = ("top10", "top100", "rmse", "top10_unseen", "top100_unseen")
 CANDIDATES = 1_664
+TRAINED_ALONE = "retrieval_trained_alone"
 METRICS = {f"top{k}": f"top_k_categorical_accuracy@{k}" for k in (1, 5, 10, 50, 100)}
 
 
@@ -27,6 +28,7 @@ def _one(options: measure.Options, seed: int, folder: Path) -> measure.Measured:
     whole, unseen = (measure.judge(fitted, exclude_seen=excluded) for excluded in (False, True))
     if (items := whole["data"]["items"]) != CANDIDATES:
         raise RuntimeError(f"{items} candidates, and not the {CANDIDATES} distinct titles")
+    joined = "joining" in whole
     return measure.Measured(
         fitted={"": fitted},
         figures={
@@ -37,15 +39,37 @@ def _one(options: measure.Options, seed: int, folder: Path) -> measure.Measured:
             "top100_unseen": _accuracy(unseen, 100),
         },
         tables={
+            **({"joint, beside models of one task each": _joining(whole, unseen)} if joined else {}),
             "nothing excluded": measure.contenders(whole["protocols"]["static"], METRICS),
             "seen excluded": measure.contenders(unseen["protocols"]["static"], METRICS),
             "rating": measure.ratings(whole),
         },
-        notes=unseen["notes"],
+        notes=[*unseen["notes"], *(whole["joining"]["notes"] if joined else ())],
     )
 
 
-def _accuracy(report: dict[str, Any], k: int) -> float:
-    """What TFRS's metric of that name measures, of the whole model's answer."""
-    metrics = report["protocols"]["static"]["contenders"]["two_stage"]["metrics"]
+def _joining(whole: dict[str, Any], unseen: dict[str, Any]) -> measure.Table:
+    """The row's figures, of the joint model and of the models that learned retrieval or ratings alone."""
+    rating = whole["labels"]["rating"]
+    joint, alone = (
+        {
+            **{f"top{k}": _accuracy(whole, k, of=contender) for k in (10, 100)},
+            "rmse": metrics["rmse"],
+            **{f"top{k}_unseen": _accuracy(unseen, k, of=contender) for k in (10, 100)},
+        }
+        for contender, metrics in (
+            ("two_stage", rating["metrics"]),
+            (TRAINED_ALONE, rating["trained_alone"]["metrics"]),
+        )
+    )
+    return {
+        "joint": joint,
+        "each task alone": alone,
+        "joint minus alone": {key: value - alone[key] for key, value in joint.items()},
+    }
+
+
+def _accuracy(report: dict[str, Any], k: int, *, of: str = "two_stage") -> float:
+    """What TFRS's metric of that name measures; by default of the whole model's answer."""
+    metrics = report["protocols"]["static"]["contenders"][of]["metrics"]
     return float(metrics[f"top_k_categorical_accuracy@{k}"])

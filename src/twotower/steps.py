@@ -11,7 +11,8 @@ train, evaluate, index, bundle; it leaves out what is up to date.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from twotower.made_from import KIND_OF, writing
 from twotower.recipe import Recipe, recipe_toml
 
 if TYPE_CHECKING:
+    from twotower.data.split import SplitDataset
     from twotower.evaluation.gate import Verdict
     from twotower.release.registry import Champion
     from twotower.release.summary import Outcome
@@ -103,46 +105,91 @@ def train(
     warm_start: Path | None = None,
     watch: Watch = unwatched,
 ) -> None:
-    """A split -> the joint model, fitted and exported; with `warm_start`, begun where an earlier model ended."""
+    """A split -> the joint model, fitted and exported; with `warm_start`, begun where an earlier model ended.
+
+    Where the recipe asks for models of one task each, they lie below it, each a model directory of its own.
+    """
     from twotower.data.split import load_split
+    from twotower.training.single_tasks import SINGLE, directory_of, refuse_head_start, single_tasks
+    from twotower.training.warm_start import refuse_leak
+
+    dataset, version = load_split(split), artifact.fingerprint(split)
+    singles = single_tasks(recipe.train, recipe.model, dataset=dataset)
+    if warm_start is not None:
+        refuse_leak(warm_start, dataset=dataset, split=version)
+        refuse_head_start(warm_start, singles)
+    fit = partial(_fit, dataset=dataset, split=version, resume=resume)
+    joint, single = out.parent / f"{out.name}.checkpoint", out.parent / f"{out.name}.{SINGLE}.checkpoint"
+    told = _naming(watch, "joint") if singles else watch
+    with writing(out, step="train", made_from=made_from.train(recipe, split, warm_start)) as (to, metadata):
+        metadata |= fit(recipe, out=to, checkpoint=joint, warm_start=warm_start, watch=told)
+        for task, (config, model) in singles.items():
+            place, facts = directory_of(task), dict[str, Any]()
+            with artifact.write_artifact(to / place, kind=KIND_OF["train"], metadata=facts) as below:
+                facts |= fit(
+                    replace(recipe, train=config, model=model),
+                    out=below,
+                    checkpoint=single / Path(place).name,
+                    warm_start=None if warm_start is None else warm_start / place,
+                    watch=_naming(watch, f"{task} alone"),
+                )
+        if singles:
+            metadata["single_tasks"] = [{"task": task, "directory": directory_of(task)} for task in singles]
+    for checkpoint in (joint, single):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _fit(
+    recipe: Recipe,
+    *,
+    dataset: "SplitDataset",
+    split: str,
+    out: Path,
+    checkpoint: Path,
+    resume: bool,
+    warm_start: Path | None,
+    watch: Watch,
+) -> dict[str, Any]:
+    """One model, fitted and exported into an open directory; gives what its manifest says."""
     from twotower.model.config import MET
     from twotower.model.export import export_model
     from twotower.training.calibration import calibrate
     from twotower.training.order import choose_order
     from twotower.training.train import sample_inputs, train
-    from twotower.training.warm_start import learned_until, refuse_leak, save_weights
+    from twotower.training.warm_start import learned_until, save_weights
 
-    dataset = load_split(split)
-    if warm_start is not None:
-        refuse_leak(warm_start, dataset=dataset, split=artifact.fingerprint(split))
-    checkpoint = out.parent / f"{out.name}.checkpoint"
-    with writing(out, step="train", made_from=made_from.train(recipe, split, warm_start)) as (to, metadata):
-        trained = train(
-            recipe.train,
-            model_config=recipe.model,
-            dataset=dataset,
-            seed=recipe.seed,
-            checkpoint=checkpoint,
-            resume=resume,
-            report=watch,
-            warm_start=warm_start,
-        )
-        query, candidate = sample_inputs(trained.model.features, dataset)
-        export_model(trained.model, to, query_inputs=query, candidate_inputs=candidate, trend_block=trained.trend_block)
-        if not recipe.model.ranking.order and MET in trained.model.tasks:
-            candidates = recipe.model.ranking.candidates
-            metadata["order"] = choose_order(to, dataset, candidates=candidates, seed=recipe.seed)
-        metadata["calibrated"] = sorted(calibrate(to, dataset, seed=recipe.seed))
-        save_weights(trained.model, to)
-        (to / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
-        (to / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
-        metadata |= {"best_epoch": trained.best_epoch, "metric": recipe.train.metric}
-        metadata |= {"split": artifact.fingerprint(split), "learned_until_us": learned_until(dataset)}
-        metadata["alarms"] = trained.alarms
-        metadata["validation"] = trained.history[trained.best_epoch - 1].get(f"validation_{recipe.train.metric}")
-        if trained.carried_over is not None:
-            metadata["carried_over"] = asdict(trained.carried_over)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    trained = train(
+        recipe.train,
+        model_config=recipe.model,
+        dataset=dataset,
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        report=watch,
+        warm_start=warm_start,
+    )
+    query, candidate = sample_inputs(trained.model.features, dataset)
+    export_model(trained.model, out, query_inputs=query, candidate_inputs=candidate, trend_block=trained.trend_block)
+    metadata: dict[str, Any] = {}
+    if not recipe.model.ranking.order and MET in trained.model.tasks:
+        candidates = recipe.model.ranking.candidates
+        metadata["order"] = choose_order(out, dataset, candidates=candidates, seed=recipe.seed)
+    metadata["calibrated"] = sorted(calibrate(out, dataset, seed=recipe.seed))
+    save_weights(trained.model, out)
+    (out / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
+    (out / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
+    metadata |= {"best_epoch": trained.best_epoch, "metric": recipe.train.metric}
+    metadata |= {"split": split, "learned_until_us": learned_until(dataset)}
+    metadata["alarms"] = trained.alarms
+    metadata["validation"] = trained.history[trained.best_epoch - 1].get(f"validation_{recipe.train.metric}")
+    if trained.carried_over is not None:
+        metadata["carried_over"] = asdict(trained.carried_over)
+    return metadata
+
+
+def _naming(watch: Watch, model: str) -> Watch:
+    """Tells a watch which of several models is being trained."""
+    return lambda progress: watch(replace(progress, model=model))
 
 
 def choose(models: Sequence[Path], *, out: Path) -> str:
@@ -151,6 +198,8 @@ def choose(models: Sequence[Path], *, out: Path) -> str:
     Raises:
         TrainingError: several models that cannot be compared: no validation part, or different metrics.
     """
+    from twotower.evaluation.names import LABEL_METRICS
+
     facts = [artifact.verify(model, kind=KIND_OF["train"])["metadata"] for model in models]
     if not facts:
         raise TrainingError("choose: no model was given. Name at least one.")
@@ -161,14 +210,15 @@ def choose(models: Sequence[Path], *, out: Path) -> str:
             f"choose: {len(models)} models with {' and '.join(sorted(metrics))} cannot be compared. Give the split a "
             "validation part, and all variants the same train.metric."
         )
-    sign = -1 if metrics == {"rmse"} else 1
+    sign = -1 if metrics <= set(LABEL_METRICS.values()) else 1
     best = (
         models[max(range(len(models)), key=lambda place: (sign * values[place], -place))] if values[1:] else models[0]
     )
     with artifact.write_artifact(
         out, kind=KIND_OF["train"], metadata=artifact.read_manifest(best, kind="model")["metadata"]
     ) as to:
-        shutil.copytree(best, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifact.MANIFEST))
+        shutil.copytree(best, to, dirs_exist_ok=True)
+        (to / artifact.MANIFEST).unlink()  # Its own only: those of models of one task, below, are files of this one.
     return (out / "recipe.toml").read_text(encoding="utf-8")
 
 
@@ -193,11 +243,12 @@ def evaluate(
     from twotower.data.split import load_split
     from twotower.evaluation.audit import audit, gather_facts
     from twotower.evaluation.evaluate import evaluate
+    from twotower.evaluation.joining import Alone
     from twotower.evaluation.model_contender import ModelContender
     from twotower.evaluation.report import write_report
     from twotower.model.exported import ExportedModel
 
-    artifact.read_manifest(model, kind=KIND_OF["train"])
+    facts = artifact.read_manifest(model, kind=KIND_OF["train"])["metadata"]
     dataset, exported = load_split(split), ExportedModel.load(model)
     if champion is not None:
         artifact.verify(champion, kind=KIND_OF["bundle"])
@@ -207,6 +258,10 @@ def evaluate(
             rival = ModelContender(ExportedModel.load(champion / "model"), dataset=dataset)
         except ArtifactError as fault:  # Of an earlier release: it must not keep every later model from its place.
             unread = f"The champion cannot be read by this release, so nobody was measured against it: {fault}"
+    alone: dict[str, Alone] = {}
+    for below in facts.get("single_tasks", ()):
+        single = ExportedModel.load(model / below["directory"])
+        alone[below["task"]] = Alone(model=ModelContender(single, dataset=dataset), calibration=single.calibration)
     made = made_from.evaluate(recipe, split, model, champion)
     with writing(out, step="evaluate", made_from=made) as (to, _):
         report = evaluate(
@@ -215,20 +270,37 @@ def evaluate(
             model=ModelContender(exported, dataset=dataset),
             champion=rival,
             calibration=exported.calibration,
+            alone=alone,
             seed=recipe.seed,
             progress=lambda what, done, total: watch(f"{what}: {done:,} of {total:,} queries"),
         )
         report["training"] = json.loads((model / "history.json").read_text(encoding="utf-8"))
         watch("looking for leaks")
-        facts = gather_facts(dataset, exported.features)
-        report["audit"] = [asdict(check) for check in audit(dataset, exported.features, facts=facts, seed=recipe.seed)]
-        report["alarms"] = artifact.read_manifest(model, kind=KIND_OF["train"])["metadata"]["alarms"]
+        gathered = gather_facts(dataset, exported.features)
+        checks = audit(dataset, exported.features, facts=gathered, seed=recipe.seed)
+        report["audit"] = [asdict(check) for check in checks]
+        report["alarms"] = facts["alarms"]
+        if alone:
+            report["joining"]["notes"] = _how_trained(model, facts["single_tasks"])
         report["name"] = recipe.name
         if unread:
             report["alarms"].append(unread)
         if rival is not None and (missing := rival.missing_columns()):
             report["notes"].append(f"The champion reads {', '.join(missing)}, which the data no longer has.")
         write_report(report, to)
+
+
+def _how_trained(model: Path, singles: list[dict[str, str]]) -> list[str]:
+    """When the joint model and those of one task were at their best, and what alarmed of the latter."""
+    notes = []
+    places = {"joint": model} | {f"{below['task']} alone": model / below["directory"] for below in singles}
+    for name, place in places.items():
+        facts = artifact.read_manifest(place, kind=KIND_OF["train"])["metadata"]
+        epochs = len(json.loads((place / "history.json").read_text(encoding="utf-8")))
+        chosen = "the last" if facts["validation"] is None else f"the best by validation {facts['metric']}"
+        notes.append(f"{name}: epoch {facts['best_epoch']} of {epochs}, {chosen}.")
+        notes += [f"{name}: {alarm}" for alarm in facts["alarms"] if place != model]  # The joint one's stand on top.
+    return notes
 
 
 def index(recipe: Recipe, *, split: Path, model: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
 """How far a long step is."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -30,6 +31,12 @@ def test_without_a_terminal_there_is_one_line_an_epoch(capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "epoch 2/8  12,346 examples/s  loss 1.5000  rating 0.2500  ndcg@10 0.1250\n"
+
+
+def test_of_several_models_each_line_says_which_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching() as watch:
+        watch(replace(progress({"ndcg@10": 0.125}), model="retrieval alone"))
+    assert capsys.readouterr().err.startswith("retrieval alone  epoch 2/8  12,346 examples/s  loss 1.5000")
 
 
 def test_on_a_terminal_the_bar_moves_and_an_epoch_stays() -> None:

@@ -46,6 +46,7 @@ KINDS: list[tuple[CandidateFeature, object, object]] = [
     (MultiCategoryFeature(kind="multi_category", column="printed"), date(1990, 5, 1), date(1990, 5, 2)),
     (MultiCategoryFeature(kind="multi_category", column="cast"), ["Ada", "Bo"], ["Cy"]),
     (NumberFeature(kind="number", column="year"), 1990.0, 1e12),
+    (NumberFeature(kind="number", column="year", bins=2), 1990.0, 1e12),
     (TextFeature(kind="text", column="title"), "the long river", "zzz"),
     (TimestampFeature(kind="timestamp", column="released"), 5 * DAY, 900 * DAY),
     (EmbeddingFeature(kind="embedding", column="blurb", width=2), [3.0, 4.0], [-1.0, 0.5]),
@@ -198,6 +199,29 @@ def test_numbers_are_scaled_by_the_items_of_the_train_part_alone() -> None:
     # Train holds 1990 and 2000: mean 1995, deviation 5. The year 5000 of the test film moves nothing.
     (encoder,) = fitted(NumberFeature(kind="number", column="year")).candidate
     assert encoder.encode([2000.0, None]).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_bins_fill_up_between_the_quantiles_of_the_train_part() -> None:
+    # Train holds 1990 and 2000, so that two bins are 1990 to 1995 and 1995 to 2000.
+    (encoder,) = fitted(NumberFeature(kind="number", column="year", bins=2)).candidate
+    bins = encoder.encode([1980.0, 1991.0, 1995.0, 1999.0, 5000.0, None])[:, 2:]
+    assert bins.tolist() == [
+        [0.0, 0.0],
+        pytest.approx([0.2, 0.0]),
+        [1.0, 0.0],
+        pytest.approx([1.0, 0.8]),
+        [1.0, 1.0],
+        [0.0, 0.0],
+    ]
+
+
+@pytest.mark.parametrize(("years", "edges"), [([5.0, 5.0], []), ([1.0, 2.0], [1.0, 1.25, 1.5, 1.75, 2.0])])
+def test_quantiles_that_fall_together_make_no_bin(years: list[float], edges: list[float]) -> None:
+    items = films().items.drop(["year"]).append_column("year", pa.array([*years, 9.0]))
+    feature = NumberFeature(kind="number", column="year", bins=4)
+    (encoder,) = fit_features((), (feature,), dataset=replace(films(), items=items)).candidate
+    assert encoder.encode([1.0]).shape == (1, 2 + max(len(edges) - 1, 0))
+    assert encoder.state()["edges"] == (edges or [5.0])
 
 
 def test_an_embedding_goes_in_by_its_direction_standardised_on_the_train_part() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from twotower.data.feature_encoders import NumberEncoder
 from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.histories import UserLog
 from twotower.data.schema import (
@@ -154,6 +155,17 @@ def test_statistics_of_the_whole_log_are_caught(
     assert failed(audit(moved, clean, facts=gather_facts(moved, clean), seed=1)).get(name) is None
     told = failed(audit(moved, leaky, facts=gather_facts(moved, leaky), seed=1))
     assert told[name].startswith(where)
+
+
+def test_bins_of_other_numbers_are_caught(dataset: SplitDataset) -> None:
+    clean = fit_features((), (NumberFeature(kind="number", column="year", bins=4),), dataset=dataset)
+    facts, encoder = gather_facts(dataset, clean), clean.candidate[0]
+    assert isinstance(encoder, NumberEncoder)
+    assert not failed(audit(dataset, clean, facts=facts, seed=1))
+    for edges, where in ((encoder.edges + 1, "edge 1 "), (encoder.edges[1:], "number of edges 4 was saved, but")):
+        moved = replace(clean, candidate=(replace(encoder, edges=edges),))
+        told = failed(audit(dataset, moved, facts=facts, seed=1))["statistics of features"]
+        assert told.startswith(f"candidate: number_year: {where}")
 
 
 def test_sampling_probabilities_of_the_whole_log_are_caught(

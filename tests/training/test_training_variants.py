@@ -11,11 +11,13 @@ import keras
 import numpy as np
 import pytest
 
+from twotower.data.batches import TrainingArrays
 from twotower.data.prepare import PrepareConfig
 from twotower.data.schema import HistoryFeature, IdFeature, MultiCategoryFeature, SequenceFeature
 from twotower.data.sources.simulated import SimulatedConfig
 from twotower.data.split import SplitConfig, SplitDataset, load_split
 from twotower.model.config import LabelConfig, ModelConfig, RankingConfig, RetrievalConfig, TowerConfig
+from twotower.model.joint import JointModel
 from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner
 from twotower.training.step import Stepper, decayed
@@ -137,9 +139,8 @@ def test_a_head_may_ask_for_more_hard_negatives_than_there_are_items(fit: Fit) -
     assert falls(fit(replace(MODEL, ranking=ranking)), "met")
 
 
-def test_training_hides_the_share_of_ids_that_dropout_asks_for(dataset: SplitDataset) -> None:
-    model, arrays = build_model(replace(MODEL, candidate=(replace(ITEM, dropout=0.4), GENRES)), dataset=dataset, seed=1)
-    stepper = Stepper(
+def stepper_of(model: JointModel, arrays: TrainingArrays) -> Stepper:
+    return Stepper(
         model,
         arrays,
         optimizer=keras.optimizers.Adam(),
@@ -148,15 +149,55 @@ def test_training_hides_the_share_of_ids_that_dropout_asks_for(dataset: SplitDat
         decay_steps=0,
         seed=1,
     )
-    assert stepper.hidden_ids == [("candidate", "id_item_id", 0.4)]
+
+
+def first_batch(stepper: Stepper, arrays: TrainingArrays, *, seed: int) -> tuple[Any, dict[str, Any]]:
+    """The examples of an epoch's first step, and what is gathered for them."""
     plan = Planner(arrays, batch_size=64, sequence=None, seed=1).epoch(0)
     first = jax.tree.map(lambda values: jnp.asarray(values[0]), plan)
-    one, other = (stepper._gather(first, stepper.arrays, key=jax.random.key(seed))["candidate"] for seed in (0, 1))
+    return first.examples, stepper._gather(first, stepper.arrays, key=jax.random.key(seed))
+
+
+def test_training_hides_the_share_of_ids_that_dropout_asks_for(dataset: SplitDataset) -> None:
+    model, arrays = build_model(replace(MODEL, candidate=(replace(ITEM, dropout=0.4), GENRES)), dataset=dataset, seed=1)
+    stepper = stepper_of(model, arrays)
+    assert stepper.hidden_ids == [("candidate", "id_item_id", 0.4)]
+    one, other = (first_batch(stepper, arrays, seed=seed)[1]["candidate"] for seed in (0, 1))
     hidden = np.asarray(one["id_item_id"]) == 0
     assert 0.2 < hidden.mean() < 0.6
     assert not np.array_equal(hidden, np.asarray(other["id_item_id"]) == 0), "others in every step"
     np.testing.assert_array_equal(np.asarray(one["id_item_id"])[~hidden], arrays.items["id_item_id"][~hidden])
     np.testing.assert_array_equal(one["multi_category_genres"], arrays.items["multi_category_genres"])
+
+
+def test_a_history_of_others_shows_earlier_and_later_items_but_never_the_example_itself(dataset: SplitDataset) -> None:
+    others = HistoryFeature(kind="history", length=200, training="others")
+    model, arrays = build_model(replace(MODEL, query=(others,)), dataset=dataset, seed=1)
+    stepper = stepper_of(model, arrays)
+    seen: dict[int, set[int]] = {}
+    shares = []
+    for seed in range(20):
+        examples, batch = first_batch(stepper, arrays, seed=seed)
+        rows, met = np.asarray(batch["query"]["history_items"]), np.asarray(batch["met"])
+        for place, example in enumerate(np.asarray(examples).tolist()):
+            own = arrays.item[example]
+            log = arrays.met[arrays.first[example] : arrays.last[example]]
+            # What is kept from the negatives is all else that the user met, shown or not.
+            assert sorted(met[place][met[place] >= 0].tolist()) == sorted(log[log != own].tolist())
+            of_row = dict(zip(arrays.history_rows[arrays.first[example] : arrays.last[example]], log, strict=True))
+            shown = {of_row[row] for row in rows[place][rows[place] >= 0].tolist()}
+            assert own not in shown
+            seen.setdefault(example, set()).update(shown)
+            shares += [len(shown) / (log != own).sum()] if (log != own).any() else []
+    for example, shown in seen.items():
+        log = arrays.met[arrays.first[example] : arrays.last[example]]
+        assert shown == set(log[log != arrays.item[example]].tolist()), "over the steps all of them, also later ones"
+    assert np.histogram(shares, bins=4, range=(0, 1))[0] / len(shares) == pytest.approx([0.25] * 4, abs=0.1)
+
+
+def test_a_history_of_others_learns(fit: Fit) -> None:
+    query = (HistoryFeature(kind="history", length=50, pools=1, training="others"),)
+    assert falls(fit(replace(MODEL, query=query)), "retrieval", "met", "rating")
 
 
 def test_items_known_by_their_features_alone_are_told_apart_by_these(dataset: SplitDataset) -> None:

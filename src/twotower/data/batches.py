@@ -133,6 +133,8 @@ class TrainingArrays:
     first: NDArray[np.int32]
     end: NDArray[np.int32]
     """`[n]` the example's history: places `first` up to but without `end`, all strictly earlier than the example."""
+    last: NDArray[np.int32]
+    """`[n]` first place that is no longer the example's user's: `first` up to here is all that the user met."""
     history_rows: NDArray[np.int32]
     history_seconds: NDArray[np.int32]
     met: NDArray[np.int32]
@@ -194,6 +196,7 @@ class TrainingArrays:
             second=(dataset.timestamp[train] // SECOND - origin).astype(np.int32),
             first=first.astype(np.int32),
             end=end.astype(np.int32),
+            last=log.start[dataset.user[train] + 1].astype(np.int32),
             history_rows=history.rows,
             history_seconds=(history.seconds - origin).astype(np.int32),
             met=place_of[log.item],

@@ -42,6 +42,11 @@ Inputs = dict[str, NDArray[Any]]
 """Input name -> `[n, ...]` numbers, as the exported towers take them."""
 
 
+def quantiles(known: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """`[bins + 1]` edges between which equally many of the numbers lie; fewer where they are the same number."""
+    return np.unique(np.quantile(known, np.linspace(0, 1, bins + 1))) if bins else np.empty(0)
+
+
 class FeatureEncoder(ABC):
     """What every kind but the history offers."""
 
@@ -125,20 +130,40 @@ class TextEncoder(FeatureEncoder):
 
 @dataclass(frozen=True, slots=True)
 class NumberEncoder(FeatureEncoder):
-    """`[n, 2]`: the standardised number (0 where missing) and 1 where it is missing."""
+    """`[n, 2 + bins]`: the standardised number (0 where missing), 1 where it is missing, how far each bin is filled.
+
+    Bins are the piecewise linear encoding of Gorishniy et al., "On embeddings for numerical features in tabular deep
+    learning", NeurIPS 2022, https://arxiv.org/abs/2203.05556; there are fewer of them where quantiles fall together.
+    """
 
     config: NumberFeature
     mean: float
     deviation: float
+    edges: NDArray[np.float64]
+    """`[bins + 1]` rising; empty without bins."""
+
+    @classmethod
+    def fit(cls, config: NumberFeature, values: Any) -> "NumberEncoder":
+        """Learn mean, deviation and the edges of the bins from the train part's values."""
+        number = numbers(values)
+        known = number[~np.isnan(number)]
+        if not len(known):
+            return cls(config, 0.0, 1.0, np.empty(0))
+        mean, deviation = float(known.mean()), float(known.std())
+        # What rounding leaves of equal numbers is no deviation.
+        return cls(config, mean, deviation if deviation > 1e-12 * abs(mean) else 1.0, quantiles(known, config.bins))
 
     def encode(self, values: Any) -> NDArray[np.float32]:
         number = numbers(values)
         missing = np.isnan(number)
         scaled = np.where(missing, 0.0, (number - self.mean) / self.deviation)
-        return np.stack([np.clip(scaled, -10, 10), missing], axis=1).astype(np.float32)
+        columns = [np.clip(scaled, -10, 10), missing]
+        for low, high in itertools.pairwise(self.edges.tolist()):
+            columns.append(np.where(missing, 0.0, np.clip((number - low) / (high - low), 0, 1)))
+        return np.stack(columns, axis=1).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
-        return {"mean": self.mean, "deviation": self.deviation}
+        return {"mean": self.mean, "deviation": self.deviation, "edges": self.edges.tolist()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from twotower.data.feature_encoders import (
     TextEncoder,
     TimestampEncoder,
     VocabularyEncoder,
-    numbers,
     refuse_other_widths,
     seconds,
     split_values,
@@ -238,11 +237,7 @@ def _fitted(feature: CandidateFeature, values: Any) -> FeatureEncoder:
         case TextFeature():
             return TextEncoder(feature)
         case NumberFeature():
-            number = numbers(values)
-            known = number[~np.isnan(number)]
-            mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
-            # What rounding leaves of equal numbers is no deviation.
-            return NumberEncoder(feature, mean, deviation if deviation > 1e-12 * abs(mean) else 1.0)
+            return NumberEncoder.fit(feature, values)
         case TimestampFeature():
             second = seconds(values)
             known = second[~np.isnan(second)]
@@ -265,7 +260,8 @@ def _restore(entry: Mapping[str, Any], *, folder: Path, tower: str) -> FeatureEn
         case TextFeature():
             return TextEncoder(feature)
         case NumberFeature():
-            return NumberEncoder(feature, **entry["state"])
+            state = entry["state"]
+            return NumberEncoder(feature, state["mean"], state["deviation"], np.array(state["edges"], np.float64))
         case EmbeddingFeature():
             state = entry["state"]
             return EmbeddingEncoder(feature, np.array(state["mean"], np.float32), state["deviation"])

@@ -47,7 +47,7 @@ class CategoryFeature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiCategoryFeature:
-    """The mean of the embeddings of several values, such as the genres of a film."""
+    """The mean or the sum of the embeddings of several values, such as the genres of a film."""
 
     __pydantic_config__ = STRICT
 
@@ -60,6 +60,9 @@ class MultiCategoryFeature:
     """Width of the embedding."""
     length: PositiveInt = 8
     """Values read per row; further ones are left out."""
+    combiner: Literal["mean", "sum"] = "mean"
+    """How several become one. `sum` also tells how many there are, and lets a linear tower add up what each of them
+    says: the better one for placing cold items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,9 @@ class NumberFeature:
     kind: Literal["number"]
     column: str
     """A column of numbers, such as a price."""
+    bins: Annotated[int, Ge(0)] = 0
+    """Stretches between quantiles of the train split, each beside the number as 0 below it, 1 above it and the part
+    that has been passed within it. A linear map of these bends where it likes, as taste does along years and prices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +138,10 @@ class HistoryFeature:
     """Items read; older ones are left out."""
     pools: Annotated[int, Ge(1)] = 4
     """Weighted sums taken of the same items, each with learned weights of its own."""
+    training: Literal["earlier", "others"] = "earlier"
+    """What an example's history holds in training. `earlier`: what came before it, as for every query that is served.
+    `others`: of everything else that its user met, before or after, a share drawn anew each time. That suits logs whose
+    order tells little, and random splits: each example then learns from up to twice as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,10 @@ def _compared(encoder: FeatureEncoder, column: Any) -> Iterator[tuple[str, float
         yield "mean", encoder.mean, mean, 1e-6
         # Equal numbers leave no deviation but that of rounding; the encoder takes 1 then.
         yield "deviation", encoder.deviation, deviation if deviation > 1e-12 * abs(mean) else 1.0, 1e-6
+        edges = _edges(number, bins=encoder.config.bins)
+        yield "number of edges", len(encoder.edges), len(edges), 0.0
+        for place, (saved, again) in enumerate(zip(encoder.edges.tolist(), edges, strict=True)):
+            yield f"edge {place + 1}", saved, again, 1e-6
     elif isinstance(encoder, TimestampEncoder):
         if pa.types.is_temporal(column.type):
             column = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
@@ -100,6 +104,12 @@ def _compared(encoder: FeatureEncoder, column: Any) -> Iterator[tuple[str, float
         rest = max(1.0 - float(mean_vector @ mean_vector), 0.0) / encoder.config.width
         if rest > 1e-6:
             yield "deviation", encoder.deviation, math.sqrt(rest), 1e-3
+
+
+def _edges(number: Any, *, bins: int) -> list[float]:
+    if not bins or not len(number):
+        return []
+    return sorted(set(pc.quantile(number, q=[place / bins for place in range(bins + 1)]).to_pylist()))
 
 
 def _finite(column: Any) -> Any:

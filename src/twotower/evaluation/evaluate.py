@@ -20,12 +20,14 @@ from twotower.evaluation.config import EvaluateConfig
 from twotower.evaluation.contenders import Contender, Oracle, TwoStageContender
 from twotower.evaluation.contest import Arena, Outcome, Progress, answerable, run, run_two_stage, sampled
 from twotower.evaluation.examples import examples
+from twotower.evaluation.joining import Alone, joining
 from twotower.evaluation.labels import evaluate_labels
-from twotower.evaluation.names import CHAMPION, lead_metrics
+from twotower.evaluation.names import CHAMPION, TRAINED_ALONE, lead_metrics
 from twotower.evaluation.queries import Queries, static, successive
 from twotower.evaluation.segments import Segment, segments
 from twotower.evaluation.tuning import known_in, tune
 from twotower.model.calibrated import Calibration
+from twotower.model.config import RETRIEVAL
 
 FORMAT_VERSION = 1
 
@@ -38,6 +40,7 @@ def evaluate(
     seed: int,
     champion: TwoStageContender | None = None,
     calibration: Mapping[str, Calibration] | None = None,
+    alone: Mapping[str, Alone] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge a model on the test part beside the baselines: the content of `report.json`.
@@ -45,6 +48,7 @@ def evaluate(
     Args:
         champion: The model that answers users now, to be asked the same.
         calibration: Label -> the map from what the model predicts to what it tells.
+        alone: Task -> the model that learned it alone; what joining does to it is then told as `joining`.
         progress: Told what is being worked on, how many queries are done, and of how many.
 
     Raises:
@@ -70,6 +74,7 @@ def evaluate(
             queries=queries,
             model=model,
             champion=champion,
+            alone=alone.get(RETRIEVAL) if alone else None,
             rivals=rivals.get(name, []),
             arena=arena,
             seed=seed,
@@ -77,6 +82,15 @@ def evaluate(
         for name, queries in _asked(dataset).items()
     }
     main = next(iter(protocols))
+    labels = evaluate_labels(
+        model,
+        dataset,
+        max_rows=config.max_queries,
+        resamples=config.bootstrap,
+        seed=seed,
+        calibration=calibration,
+        alone=alone,
+    )
     shown = examples(model, dataset, queries=static(dataset), arena=arena, count=config.examples, seed=seed)
     return {
         "format": FORMAT_VERSION,
@@ -88,18 +102,11 @@ def evaluate(
         "headline": _headline(protocols[main], config.ks),
         "protocols": protocols,
         "baselines": tuning,
-        "labels": evaluate_labels(
-            model,
-            dataset,
-            max_rows=config.max_queries,
-            resamples=config.bootstrap,
-            seed=seed,
-            calibration=calibration,
-        ),
+        "labels": labels,
         "examples": shown,
         "notes": notes,
         "seconds": round(time.perf_counter() - started, 2),
-    }
+    } | ({"joining": {"rows": joining(protocols[main], labels), "notes": []}} if alone else {})
 
 
 def _asked(dataset: SplitDataset) -> dict[str, Queries]:
@@ -140,6 +147,7 @@ def _protocol(
     queries: Queries,
     model: TwoStageContender,
     champion: TwoStageContender | None,
+    alone: Alone | None,
     rivals: list[Contender],
     arena: Arena,
     seed: int,
@@ -154,6 +162,8 @@ def _protocol(
     outcomes = run_two_stage(model, queries, arena=arena)
     if champion is not None:
         outcomes[CHAMPION] = run_two_stage(champion, queries, arena=arena)["two_stage"]
+    if alone is not None:
+        outcomes[TRAINED_ALONE] = run(alone.model, queries, arena=arena)
     for rival in rivals:
         outcomes[rival.name] = run(rival, queries, arena=arena)
     popularity = baselines.train_popularity(dataset)
@@ -201,7 +211,8 @@ class _Judged:
     def compare(self, user: NDArray[np.int32], *, resamples: int, seed: int) -> dict[str, Any]:
         """Intervals of the leading metrics, the best baselines, differences, the share of the best possible."""
         names = list(dict.fromkeys(name for name, _ in self.per_query))
-        rivals = [name for name in names if name not in ("retrieval", "two_stage", "ceiling", "oracle", CHAMPION)]
+        ours = ("retrieval", "two_stage", "ceiling", CHAMPION, TRAINED_ALONE)
+        rivals = [name for name in names if name not in (*ours, "oracle")]
         others = [*rivals, *([CHAMPION] if CHAMPION in names else [])]
         means = {key: float(values.mean()) for key, values in self.per_query.items()}
         best = {metric: max(rivals, key=lambda name: means[name, metric]) for metric in self.lead} if rivals else {}
@@ -212,7 +223,10 @@ class _Judged:
                 for name in names
                 if name not in ("oracle", "ceiling")
             }
-        pairs = [(metric, one, other) for metric in self.lead for one, other in _pairs(best.get(metric), others)]
+        alone = [("retrieval", TRAINED_ALONE)] if TRAINED_ALONE in names else []
+        pairs = [
+            (metric, one, other) for metric in self.lead for one, other in (*_pairs(best.get(metric), others), *alone)
+        ]
         found["differences"] = [
             {"metric": metric, "of": one, "minus": other, "value": means[one, metric] - means[other, metric]}
             for metric, one, other in pairs

@@ -10,8 +10,10 @@ from twotower.data.split import TEST, TRAIN, SplitDataset
 from twotower.errors import DataError
 from twotower.evaluation import metrics
 from twotower.evaluation.bias import tuned_bias_only
-from twotower.evaluation.bootstrap import resample_users
+from twotower.evaluation.bootstrap import Resamples, resample_users
 from twotower.evaluation.contenders import TwoStageContender
+from twotower.evaluation.joining import Alone
+from twotower.evaluation.names import LABEL_METRICS
 from twotower.evaluation.queries import labelled
 from twotower.evaluation.ranks import blocks
 from twotower.model.calibrated import Calibration
@@ -29,6 +31,7 @@ def evaluate_labels(
     resamples: int,
     seed: int,
     calibration: Mapping[str, Calibration] | None = None,
+    alone: Mapping[str, Alone] | None = None,
 ) -> dict[str, Any]:
     """Label -> its metrics, baselines, calibration and segments on the test rows that carry it.
 
@@ -37,6 +40,8 @@ def evaluate_labels(
         resamples: Of the bootstrap.
         calibration: Label -> how its prediction is told. All is judged as told, and beside it stands, as
             `before_calibration`, what it would be without.
+        alone: Task -> the model that learned it alone. A label's stands beside the model's as `trained_alone`, with the
+            paired `difference`, model minus alone.
     """
     rows = np.flatnonzero(dataset.part == TEST)
     if max_rows and len(rows) > max_rows:
@@ -44,6 +49,7 @@ def evaluate_labels(
     if not model.label_kinds or not len(rows):
         return {}
     asked, predicted = predict_labels(model, dataset, rows)
+    beside = _predicted_alone(alone or {}, dataset, rows)
     return {
         label: _judge(
             dataset,
@@ -51,6 +57,7 @@ def evaluate_labels(
             kind=kind,
             rows=asked,
             predicted=predicted[label],
+            alone=beside.get(label),
             calibration=(calibration or {}).get(label),
             resamples=resamples,
             seed=seed,
@@ -92,6 +99,7 @@ def _judge(
     kind: str,
     rows: NDArray[np.int64],
     predicted: Values,
+    alone: Values | None,
     calibration: Calibration | None,
     resamples: int,
     seed: int,
@@ -100,7 +108,7 @@ def _judge(
     values = label_values(dataset, label)
     given = ~np.isnan(values[rows])
     usable = given & np.isfinite(predicted)
-    rows, predicted = rows[usable], predicted[usable]
+    rows, predicted, alone = rows[usable], predicted[usable], None if alone is None else alone[usable]
     result: dict[str, Any] = {"kind": kind, "rows": len(rows), "nan_predictions": int((given & ~usable).sum())}
     if not len(rows):
         return result
@@ -118,6 +126,54 @@ def _judge(
     if resamples and kind == "regression":
         drawn = resample_users({"rmse": (predicted - actual) ** 2}, dataset.user[rows], resamples=resamples, seed=seed)
         result["intervals"] = {"rmse": np.sqrt(drawn.interval("rmse")).tolist()}
+    if alone is not None:
+        user = dataset.user[rows]
+        beside = _trained_alone(alone, predicted, actual=actual, kind=kind, user=user, resamples=resamples, seed=seed)
+        result["trained_alone"] = beside
+    return result
+
+
+def _predicted_alone(alone: Mapping[str, Alone], dataset: SplitDataset, rows: NDArray[np.int64]) -> dict[str, Values]:
+    """Label -> `[n]` what the model that learned it alone tells of the rows, in the order of `predict_labels`."""
+    found: dict[str, Values] = {}
+    for label, one in alone.items():
+        if label in one.model.label_kinds:
+            _, predicted = predict_labels(one.model, dataset, rows)
+            told = one.calibration[label].apply(predicted[label]) if label in one.calibration else predicted[label]
+            found[label] = told.astype(np.float64)
+    return found
+
+
+def _trained_alone(
+    alone: Values,
+    joint: Values,
+    *,
+    actual: Values,
+    kind: str,
+    user: NDArray[np.int32],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """How well the label is predicted by the model that learned nothing else, and how much better or worse it is."""
+    told = np.isfinite(alone)
+    result: dict[str, Any] = {"nan_predictions": int((~told).sum())}
+    if not told.any():
+        return result
+    alone, joint, actual, user = alone[told], joint[told], actual[told], user[told]
+    metric, is_number = LABEL_METRICS[kind], kind == "regression"
+    measure = metrics.regression if is_number else metrics.binary
+    result["metrics"] = measure(alone, actual)
+    value = measure(joint, actual)[metric] - result["metrics"][metric]
+    result["difference"] = {"metric": metric, "value": value}
+    if resamples:
+        losses = {
+            name: (predicted - actual) ** 2 if is_number else metrics.log_losses(predicted, actual)
+            for name, predicted in (("joint", joint), ("alone", alone))
+        }
+        drawn = resample_users(losses, user, resamples=resamples, seed=seed)
+        if is_number:
+            drawn = Resamples(means={name: np.sqrt(means) for name, means in drawn.means.items()})
+        result["difference"]["interval"] = drawn.interval("joint", minus="alone")
     return result
 
 

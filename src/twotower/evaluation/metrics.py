@@ -115,9 +115,13 @@ def regression(predicted: Values, actual: Values) -> dict[str, float]:
 
 def binary(probability: Values, actual: Values) -> dict[str, float]:
     """AUC and log loss (nats) of a probability; AUC is NaN where all labels are equal."""
+    return {"auc": auc(probability, actual), "log_loss": float(np.mean(log_losses(probability, actual)))}
+
+
+def log_losses(probability: Values, actual: Values) -> Values:
+    """`[n]` log loss of each row, in nats."""
     clipped = np.clip(probability, 1e-7, 1 - 1e-7)
-    loss = -np.mean(actual * np.log(clipped) + (1 - actual) * np.log1p(-clipped))
-    return {"auc": auc(probability, actual), "log_loss": float(loss)}
+    return np.asarray(-(actual * np.log(clipped) + (1 - actual) * np.log1p(-clipped)))
 
 
 def auc(score: Values, actual: Values) -> float:

@@ -2,6 +2,10 @@
 
 CHAMPION = "champion"
 """The contender that answers users now; no baseline."""
+TRAINED_ALONE = "retrieval_trained_alone"
+"""The contender that learned retrieval and nothing else, by the joint model's recipe; no baseline."""
+LABEL_METRICS = {"regression": "rmse", "binary": "log_loss"}
+"""Kind of label -> the metric by which its predictions are judged first. Of both less is better."""
 NAMES = {
     "two_stage": "Model, both stages",
     "retrieval": "Model, retrieval alone",
@@ -13,6 +17,7 @@ NAMES = {
     "ials": "iALS",
     "markov": "Markov chains",
     "champion": "Champion (answers now)",
+    "retrieval_trained_alone": "Retrieval, trained alone",
     "oracle": "Oracle (best possible)",
 }
 
@@ -21,6 +26,7 @@ def metric_name(metric: str) -> str:
     """`ndcg@10` as a reader knows it."""
     name, _, k = metric.partition("@")
     known = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "hit_rate": "Hit rate", "recall": "Recall"}
+    known |= {"rmse": "RMSE", "log_loss": "Log loss"}
     shown = known.get(name, name)
     return f"{shown}@{k}" if k else shown
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from twotower.evaluation import charts
-from twotower.evaluation.names import NAMES, metric_name
+from twotower.evaluation.names import NAMES, TRAINED_ALONE, metric_name
 
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 BOUNDS = ("ceiling", "best possible")
@@ -33,7 +33,8 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 
     Args:
         report: From `evaluate`; shown where they were added: `training` (a list of `{"epoch", ...}`, in it
-            `gradient_norm_<task>`), `index`, `alarms` (lines) and `audit` (a list of `{"name", "passed", "detail"}`).
+            `gradient_norm_<task>`), `index`, `alarms` (lines), `audit` (a list of `{"name", "passed", "detail"}`) and
+            the `notes` of `joining` (lines).
     """
     clean = _without_nan(report)
     text = json.dumps(clean, indent=1, allow_nan=False)
@@ -58,6 +59,7 @@ def render_page(report: dict[str, Any]) -> str:
         training=[name for name in specifications if name.startswith("training-")],
         alarms=_alarms(report),
         audit=report.get("audit") or [],
+        joining=report.get("joining") or {},
         pull=_pull_table(report),
         bundle=Markup(charts.bundle()),
         names=NAMES,
@@ -76,6 +78,7 @@ def render_card(report: dict[str, Any]) -> str:
         segments=_segment_table(report),
         alarms=_alarms(report),
         audit=report.get("audit") or [],
+        joining=report.get("joining") or {},
         names=NAMES,
     )
 
@@ -150,7 +153,8 @@ def _stages(report: dict[str, Any]) -> dict[str, Any]:
     head, main = report["headline"], report["protocols"][report["main_protocol"]]
     gain = next(row for row in main["differences"] if row["metric"] == head["ndcg"] and row["minus"] == "retrieval")
     lead = (head["ndcg"], head["recall"])
-    adds = [row for row in main["differences"] if row["metric"] in lead and "retrieval" in (row["of"], row["minus"])]
+    told = [row for row in main["differences"] if row["metric"] in lead and row["minus"] != TRAINED_ALONE]
+    adds = [row for row in told if "retrieval" in (row["of"], row["minus"])]
     return {
         "adds": sorted(adds, key=lambda row: lead.index(row["metric"])),
         "metric": metric_name(head["ndcg"]),

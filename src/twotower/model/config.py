@@ -29,7 +29,7 @@ class RetrievalConfig:
     __pydantic_config__ = STRICT
 
     weight: Annotated[float, Ge(0)] = 1.0
-    """Weight of this task in the joint loss; 0 leaves ranking alone."""
+    """Weight of this task in the joint loss; 0 leaves ranking alone, and this loss is then not computed."""
     loss: Literal["softmax", "gbce", "cosine_contrastive"] = "softmax"
     """`softmax`: cross-entropy of what was met against the negatives. `gbce` (gSASRec): each by itself, the positive
     weighed down as negatives are few. `cosine_contrastive` (SimpleX): a margin between cosines; wants unit vectors."""
@@ -153,3 +153,8 @@ class ModelConfig:
     """How the tasks' mean losses become one: by the `weight` of each, by how noisy each is found to be (learned; no
     `weight` counts then, and none may be 0), or so
     that their gradients on the shared weights are as long as the `weight` of each asks for (set after each epoch)."""
+
+    def tasks(self) -> dict[str, float]:
+        """Task -> its weight, in the order of the losses: retrieval unless its weight is 0, then every label."""
+        retrieval = {RETRIEVAL: self.retrieval.weight} if self.retrieval.weight else {}
+        return retrieval | {label.name: label.weight for label in self.ranking.labels}

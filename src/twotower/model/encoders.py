@@ -31,19 +31,20 @@ class RowEncoder(keras.layers.Layer):
         return ops.take(tables[self.table], inputs[self.key], axis=0)
 
 
-class MeanEncoder(keras.layers.Layer):
-    """The mean of the rows of several values; zeros where a query has none."""
+class BagEncoder(keras.layers.Layer):
+    """The mean or the sum of the rows of several values; zeros where a query has none."""
 
-    def __init__(self, key: str, table: str) -> None:
-        super().__init__(name=f"mean_{key}")
-        self.key, self.table = key, table
+    def __init__(self, key: str, table: str, *, combiner: str) -> None:
+        super().__init__(name=f"{combiner}_{key}")
+        self.key, self.table, self.is_mean = key, table, combiner == "mean"
 
     def call(self, inputs: Tensors, tables: Tensors) -> Any:
         """`[n, length]` rows, padded by -1, -> `[n, dim]`."""
         rows = inputs[self.key]
         valid = ops.expand_dims(ops.cast(rows >= 0, "float32"), -1)
         embedded = ops.take(tables[self.table], ops.maximum(rows, 0), axis=0)
-        return ops.sum(embedded * valid, axis=1) / ops.maximum(ops.sum(valid, axis=1), 1.0)
+        total = ops.sum(embedded * valid, axis=1)
+        return total / ops.maximum(ops.sum(valid, axis=1), 1.0) if self.is_mean else total
 
 
 class NumberPassage(keras.layers.Layer):
@@ -143,5 +144,11 @@ def lookups(features: FittedFeatures) -> dict[str, dict[str, str]]:
 def _layer(encoder: FeatureEncoder, tower: str) -> keras.layers.Layer:
     if encoder.table_rows is None:
         return NumberPassage(encoder.key)
-    kind = MeanEncoder if isinstance(encoder.config, MultiCategoryFeature | TextFeature) else RowEncoder
-    return kind(encoder.key, table_name(tower, encoder.key))
+    table = table_name(tower, encoder.key)
+    match encoder.config:
+        case MultiCategoryFeature():
+            return BagEncoder(encoder.key, table, combiner=encoder.config.combiner)
+        case TextFeature():
+            return BagEncoder(encoder.key, table, combiner="mean")
+        case _:
+            return RowEncoder(encoder.key, table)

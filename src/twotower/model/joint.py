@@ -87,7 +87,9 @@ class JointModel:
         """Width of a tower's whole output, without the query's memory."""
         self.memory_length = min(config.ranking.memory, features.history.config.length) if features.history else 0
         self.memory_length *= has_ranking
-        self.tasks = (RETRIEVAL, *(label.name for label in config.ranking.labels))
+        self.tasks = tuple(config.tasks())
+        self.has_negatives = RETRIEVAL in self.tasks or MET in self.tasks
+        """Whether any task asks of more than what was met."""
         self.kinds = {RETRIEVAL: "listwise"} | {label.name: label.kind for label in config.ranking.labels}
         """Task -> the kind of its loss."""
         shapes = table_shapes(features)
@@ -226,16 +228,18 @@ class JointModel:
             states: The layers' other state by part.
             batch: `query` and `candidate` inputs whose rows point into `tables` (candidates: all items, or `B`
                 positives and then the uniform negatives), `item` (`[B]`, or `[B + N]` which item each candidate is),
-                `labels` `[B, L]`, `positive` `[B]`, `probability` `[T]`, `task_weights` `[1 + L]`, `key`, a random key
-                of the step's own, `is_all`, `met` as `_seen` takes it, `trends` `[B, F]` and `trend_of` where ranking
-                reads them; `windows` and `window` where the query tower reads sequences.
+                `labels` `[B, L]`, `positive` `[B]`, `probability` `[T]`, `task_weights` in the order of `tasks`, `key`,
+                a random key of the step's own, `is_all`, `met` as `_seen` takes it, `trends` `[B, F]` and `trend_of`
+                where ranking reads them; `windows` and `window` where the query tower reads sequences.
         """
         states = dict(states)
         call = self.pure(weights, states)
         scored, sample = self._score(call, tables, batch)
         losses: dict[str, Array] = {}
-        each = retrieval_loss(self.config.retrieval, positive=scored.own_logits, negative=scored.logits, sample=sample)
-        losses[RETRIEVAL] = weighted_mean(each, batch["positive"])
+        if RETRIEVAL in self.tasks:
+            config, logits = self.config.retrieval, scored.logits
+            each = retrieval_loss(config, positive=scored.own_logits, negative=logits, sample=sample)
+            losses[RETRIEVAL] = weighted_mean(each, batch["positive"])
         if "ranking" in self.layers:
             losses |= self._ranking(call, scored, sample, batch=batch)
         if self.config.task_weights == "uncertainty":

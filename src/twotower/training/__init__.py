@@ -3,5 +3,6 @@
 Reading order: `config` (what the recipe says), `refusals` (what cannot be), `train` (epochs, early stopping), `plan`
 (which examples when), `step` (one compiled step), `embeddings` (sparse tables), `validation` (what early stopping
 watches), `alarms` (a model that has learned nothing), `checkpoints`, `warm_start` (beginning where an earlier model
-ended), `calibration` (predictions that can be taken literally), `order` (how much ranking has a say).
+ended), `calibration` (predictions that can be taken literally), `order` (how much ranking has a say), `single_tasks`
+(models of one task each, to be set beside the joint one).
 """

@@ -29,7 +29,8 @@ class TrainConfig:
     accumulator: Literal["row", "element"] = "element"
     """Adagrad's memory: one number an element, or one a row, which takes half the memory of a table."""
     metric: str = "ndcg@10"
-    """What early stopping watches on the validation part: `recall@K`, `ndcg@K`, or `rmse` (first regression label)."""
+    """What early stopping watches on the validation part: `recall@K`, `ndcg@K`, `rmse` (first regression label), or
+    `log_loss` (first binary label)."""
     patience: PositiveInt = 3
     """Epochs in a row without a better metric after which the run stops; the best epoch's weights are kept."""
     validation_queries: PositiveInt = 5_000
@@ -38,3 +39,6 @@ class TrainConfig:
     """Steps in one compiled call."""
     checkpoint_steps: PositiveInt = 2_000
     """Steps between checkpoints; the end of each epoch has one as well."""
+    single_tasks: bool = False
+    """Also train a model of retrieval alone and one of each label alone, so that the report tells what joining gains or
+    costs. The time of a training for each of them; nothing serves them."""

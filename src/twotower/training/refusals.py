@@ -24,11 +24,13 @@ def refuse_bad_model(config: ModelConfig, *, dataset: SplitDataset) -> None:
 
 
 def refuse_bad_weights(config: ModelConfig) -> None:
-    """Tell where learned task weights would take back what a weight of 0 says.
+    """Tell where no task has a weight, and where learned weights would take back what a weight of 0 says.
 
     Raises:
-        RecipeError: a task of weight 0 beside `uncertainty`.
+        RecipeError: nothing to learn, or a task of weight 0 beside `uncertainty`.
     """
+    if not any(config.tasks().values()):
+        raise RecipeError("model: no task has a weight above 0. Give one to model.retrieval or to a ranking label.")
     weights = {RETRIEVAL: config.retrieval.weight} | {label.name: label.weight for label in config.ranking.labels}
     off = [task for task, weight in weights.items() if not weight]
     if config.task_weights == "uncertainty" and off:

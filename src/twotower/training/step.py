@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from twotower.data.batches import TrainingArrays, gather_history
 from twotower.data.feature_encoders import DAY, PADDING
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.schema import IdFeature
+from twotower.data.schema import HistoryFeature, IdFeature
 from twotower.data.trends import lookup
 from twotower.model.config import ModelConfig
 from twotower.model.encoders import ITEM_TABLE, lookups, sequence_of
@@ -25,8 +25,8 @@ from twotower.model.task_weights import Balance, gradient_norms
 from twotower.training.embeddings import LocalRows, adagrad, localise, new_accumulator
 
 GATHERED = (
-    *("users", "context", "items", "user", "item", "second", "first", "end", "history_rows", "history_seconds", "met"),
-    *("snapshot", "labels", "positive", "probability", "catalogue_row"),
+    *("users", "context", "items", "user", "item", "second", "first", "end", "last", "history_rows", "history_seconds"),
+    *("met", "snapshot", "labels", "positive", "probability", "catalogue_row"),
 )
 """Fields of `TrainingArrays` that a step reads."""
 LEAST = 0.01
@@ -64,7 +64,7 @@ class TrainState(NamedTuple):
     step: Array
     """`[]` steps taken."""
     task_weights: Array
-    """`[1 + L]` what each task's mean loss is multiplied by, retrieval's first."""
+    """What each task's mean loss is multiplied by, in the order of `JointModel.tasks`."""
     balance: Balance
     """What balanced weights remember."""
 
@@ -100,11 +100,15 @@ class Stepper:
         history = model.features.history
         self.sequence = sequence_of(model.features)
         self.history_length = history.config.length if history else 0
+        self.reads_others = (
+            history is not None and isinstance(history.config, HistoryFeature) and history.config.training == "others"
+        )
         if self.sequence is not None:
             # Windows tell the query tower what was met: the query's own inputs are for the memory and the idle time.
             self.lookups["windows"] = {"items": ITEM_TABLE}
         self.items = len(arrays.catalogue_row)
-        self.is_all = takes_all(model.config.retrieval, items=self.items)
+        self.is_all = model.has_negatives and takes_all(model.config.retrieval, items=self.items)
+        self.uniform = model.config.retrieval.uniform_negatives if model.has_negatives else 0
         self.hidden_ids = _hidden_ids(model.features)
         self.seed = seed
         self.arrays = jax.device_put({name: getattr(arrays, name) for name in GATHERED})
@@ -208,26 +212,34 @@ class Stepper:
     def _gather(self, plan: Plan, arrays: Mapping[str, Any], *, key: Array) -> dict[str, Any]:
         """The batch that `JointModel.loss` takes; row numbers still point into the whole tables."""
         real, examples = plan.examples >= 0, jnp.maximum(plan.examples, 0)
+        draw_key, batch_key, hide_key, share_key = jax.random.split(key, 4)
         user, item = arrays["user"][examples], arrays["item"][examples]
         query = {name: values[user] for name, values in arrays["users"].items()}
         query |= {name: values[examples] for name, values in arrays["context"].items()}
-        span = {"first": arrays["first"][examples], "end": arrays["end"][examples], "now": arrays["second"][examples]}
+        end = arrays["last" if self.reads_others else "end"][examples]
+        span = {"first": arrays["first"][examples], "end": end, "now": arrays["second"][examples]}
         log = arrays["history_rows"], arrays["history_seconds"]
+        met = gather_history(jnp, arrays["met"], log[1], **span, length=SEEN)["history_items"]
         if self.history_length:
             length = max(self.model.memory_length, 1) if self.sequence else self.history_length
             query |= gather_history(jnp, *log, **span, length=length)
+            if self.reads_others:  # The span is all that the user met, the example itself among it.
+                met = gather_history(jnp, arrays["met"], log[1], **span, length=length)["history_items"]
+                is_other = met != item[:, None]
+                met = jnp.where(is_other, met, PADDING)
+                shown = draw_shown(share_key, met.shape) & is_other
+                query["history_items"] = jnp.where(shown, query["history_items"], PADDING)
             if self.sequence is not None:  # Of all that a server sees, not of the few places gathered here.
                 query["history_count"] = jnp.minimum(span["end"] - span["first"], self.history_length)
-        draw_key, batch_key, hide_key = jax.random.split(key, 3)
         in_order = self.is_all
-        drawn = draw_uniform(draw_key, self.model.config.retrieval.uniform_negatives, items=self.items)
+        drawn = draw_uniform(draw_key, self.uniform, items=self.items)
         candidates = jnp.arange(self.items) if in_order else jnp.concatenate([item, drawn])
         batch = {
             "query": query,
             "candidate": {name: values[candidates] for name, values in arrays["items"].items()},
             "item": item if in_order else candidates,
             "is_all": in_order,
-            "met": gather_history(jnp, arrays["met"], arrays["history_seconds"], **span, length=SEEN)["history_items"],
+            "met": met,
             "labels": jnp.where(real[:, None], arrays["labels"][examples], jnp.nan),
             "positive": jnp.where(real, arrays["positive"][examples], 0.0),
             "probability": arrays["probability"],
@@ -277,9 +289,21 @@ def decayed(step: Array, steps: int) -> Array | float:
     return LEAST + (1.0 - LEAST) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
 
+def draw_shown(key: Array, shape: tuple[int, ...]) -> Array:
+    """`[B, N]` which of the other items of its user each example is told of.
+
+    Each row shows a share of its items that is itself drawn evenly between none and all, so that a query is learned
+    from few items as from many: as if each user's items had come in an order of chance. What is withheld by chance, and
+    not by time, is what a denoising autoencoder reads (Liang et al., "Variational autoencoders for collaborative
+    filtering", WWW 2018, https://arxiv.org/abs/1802.05814), one output at a time.
+    """
+    share_key, item_key = jax.random.split(key)
+    return jax.random.uniform(item_key, shape) < jax.random.uniform(share_key, (shape[0], 1))
+
+
 def static_weights(config: ModelConfig) -> NDArray[np.float32]:
-    """`[1 + L]` the recipe's weights of the tasks, retrieval's first."""
-    return np.array([config.retrieval.weight, *(label.weight for label in config.ranking.labels)], np.float32)
+    """The recipe's weights of the tasks, in their order."""
+    return np.array(list(config.tasks().values()), np.float32)
 
 
 def _read_windows(plan: Plan, rows: Array, seconds: Array, *, length: int) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from twotower.data.feature_encoders import Inputs
 from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.split import TRAIN, VALIDATION, SplitDataset
 from twotower.errors import TrainingError
+from twotower.evaluation.names import LABEL_METRICS
 from twotower.model.config import MET, ModelConfig
 from twotower.model.encoders import sequence_of
 from twotower.model.joint import JointModel
@@ -48,6 +49,8 @@ class TrainProgress:
     """Means over the steps since the last report."""
     validation: dict[str, float] | None
     """After an epoch: the validation metrics."""
+    model: str = ""
+    """Which of several models this is; "" where there is one."""
 
     def line(self) -> str:
         """Epoch, speed, losses and validation in one line."""
@@ -55,8 +58,9 @@ class TrainProgress:
         return "  ".join([self.speed(), *(f"{name} {value:.4f}" for name, value in measured.items())])
 
     def speed(self) -> str:
-        """Epoch and speed."""
-        return f"epoch {self.epoch}/{self.epochs}  {self.examples_per_second:,.0f} examples/s"
+        """Which model, epoch and speed."""
+        model = f"{self.model}  " if self.model else ""
+        return f"{model}epoch {self.epoch}/{self.epochs}  {self.examples_per_second:,.0f} examples/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +296,7 @@ class _Run:
             self.best, self.best_epoch = jax.device_get(self.state), len(self.history)
             return
         metrics = self.validator.metrics(self.state)
-        value = metrics[self.config.metric] * (-1 if self.config.metric == "rmse" else 1)
+        value = metrics[self.config.metric] * (-1 if self.config.metric in LABEL_METRICS.values() else 1)
         self.history.append(entry | {f"validation_{name}": number for name, number in metrics.items()})
         if value > self.best_value:
             self.best, self.best_epoch, self.best_value = jax.device_get(self.state), len(self.history), value
@@ -346,7 +350,7 @@ class _Run:
         found: list[str] = []
         if (candidates := self._even_chances()) is not None:
             found += loss_alarms(self.history, best_epoch=self.best_epoch, candidates=candidates)
-        if self.validator is not None and self.config.metric != "rmse":
+        if self.validator is not None and self.config.metric not in LABEL_METRICS.values():
             best = self.history[self.best_epoch - 1][f"validation_{self.config.metric}"]
             popularity = self.validator.popularity[self.config.metric]
             found += popularity_alarms(self.config.metric, model=best, popularity=popularity)

@@ -1,6 +1,7 @@
 """What early stopping watches: the model's answers to validation queries, by the same ranks as the final evaluation."""
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,8 +16,11 @@ from twotower.data.split import VALIDATION, SplitDataset
 from twotower.data.trends import Trends, lookup
 from twotower.errors import RecipeError
 from twotower.evaluation.baselines import train_popularity
+from twotower.evaluation.metrics import binary
+from twotower.evaluation.names import LABEL_METRICS
 from twotower.evaluation.queries import Queries, labelled, seen_pairs, static, successive
 from twotower.evaluation.ranks import blocks, ranks_in_block, seen_items, silence
+from twotower.model.config import MET, RETRIEVAL, LabelConfig
 from twotower.model.joint import JointModel
 from twotower.training.config import TrainConfig
 from twotower.training.step import TrainState
@@ -26,11 +30,13 @@ BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatingQueries:
-    """Validation interactions whose first regression label is known."""
+class LabelQueries:
+    """Validation interactions whose label is known: the first regression label's, or the first binary one's."""
 
     place: int
     """The label's place among the ranking head's labels."""
+    kind: str
+    """"regression" or "binary"."""
     inputs: Inputs
     item: NDArray[np.int32]
     trends: NDArray[np.float32]
@@ -45,24 +51,24 @@ class Validator:
         self,
         model: JointModel,
         *,
-        queries: Queries,
+        queries: Queries | None,
         inputs: Inputs,
         items: Inputs,
-        ratings: RatingQueries | None,
+        labels: dict[str, LabelQueries],
         counts: NDArray[np.float32],
     ) -> None:
         """Keep the queries.
 
         Args:
             model: The model whose layers answer.
-            queries: `q` queries.
+            queries: `q` queries to retrieve for; None where retrieval is not asked.
             inputs: The query tower's inputs for these.
             items: The candidate tower's inputs for the whole catalogue.
-            ratings: What the rating head is asked, if there is one.
+            labels: Metric -> what the ranking head is asked.
             counts: `[I]` positive train interactions of each item.
         """
         self.counts = counts
-        self.model, self.queries, self.inputs, self.items, self.ratings = model, queries, inputs, items, ratings
+        self.model, self.queries, self.inputs, self.items, self.labels = model, queries, inputs, items, labels
         self.ks = {"recall": 100, "ndcg": 10}
         self._embed = jax.jit(self._apply, static_argnames="part")
 
@@ -73,56 +79,62 @@ class Validator:
         """Draw the queries: under a split by time each at its own moment, elsewhere one a user.
 
         Returns:
-            None where the validation part asks for nothing that its users had not met: all epochs are then run.
+            None where the validation part asks for nothing that its users had not met: all epochs are then run. So it
+            is where a label is watched and there is no validation part.
 
         Raises:
             RecipeError: a metric that there is not.
         """
-        is_rated = any(label.kind == "regression" for label in model.config.ranking.labels)
-        ks = _metric_k(config.metric, has_ratings=is_rated)
+        of_labels = label_metrics(model.config.ranking.labels)
+        ks = _metric_k(config.metric, of_labels=of_labels)
         by_time = dataset.metadata.get("protocol") == "time"
-        queries = (successive if by_time else static)(dataset, VALIDATION)
-        queries = queries.keep_pairs(~seen_pairs(queries, len(dataset.item_ids)))
-        if not len(queries):
+        asked = (successive if by_time else static)(dataset, VALIDATION)
+        arrays = QueryArrays.build(dataset, model.features, log=asked.known_positives)
+        labels: dict[str, LabelQueries] = {}
+        for metric, place in of_labels.items():
+            found = _label_queries(config, model, place=place, dataset=dataset, arrays=arrays, trends=trends, seed=seed)
+            labels |= {} if found is None else {metric: found}
+        if config.metric in of_labels:
+            if not (dataset.part == VALIDATION).any():
+                return None
+            _refuse_unlabelled(config.metric, labels, label=model.config.ranking.labels[of_labels[config.metric]])
+        # A model of one label alone retrieves nothing worth asking for.
+        retrieves = RETRIEVAL in model.tasks or config.metric not in of_labels
+        queries = _unmet(asked, dataset=dataset, most=config.validation_queries, seed=seed) if retrieves else None
+        if queries is None and config.metric not in of_labels:
             return None
-        chosen = np.zeros(len(queries), bool)
-        chosen[np.random.default_rng(seed).permutation(len(queries))[: config.validation_queries]] = True
-        queries = queries.keep_queries(chosen)
-        arrays = QueryArrays.build(dataset, model.features, log=queries.known_positives)
         validator = cls(
             model,
             queries=queries,
-            inputs=arrays.inputs(queries.user, queries.timestamp, log_row=queries.log_row),
+            inputs={} if queries is None else arrays.inputs(queries.user, queries.timestamp, log_row=queries.log_row),
             items=model.features.candidate_inputs(dataset.items),
             counts=train_popularity(dataset).astype(np.float32),
-            ratings=_rating_queries(config, model, dataset=dataset, arrays=arrays, trends=trends, seed=seed),
+            labels=labels,
         )
-        if config.metric == "rmse" and validator.ratings is None:
-            raise RecipeError(
-                "train.metric: 'rmse' needs ratings in the validation part, which holds none. Take ndcg@10."
-            )
         validator.ks |= ks
         return validator
 
     def metrics(self, state: TrainState) -> dict[str, float]:
-        """`recall@K` and `ndcg@K` of retrieval, and `rmse` where there is a regression label."""
+        """`recall@K` and `ndcg@K` of retrieval; `rmse` and `log_loss` of the first labels that have them."""
         dim = self.model.dim
         candidate = self._blockwise("candidate", self.items, state)
-        query = self._blockwise("query", self.inputs, state)
-        found = self._judge(self._ranks(query[:, :dim], candidate[:, :dim]))
-        if self.ratings is not None:
-            found["rmse"] = self._rmse(state, candidate)
-        return found
+        found: dict[str, float] = {}
+        if self.queries is not None:
+            query = self._blockwise("query", self.inputs, state)
+            found |= self._judge(self.queries, self._ranks(self.queries, query[:, :dim], candidate[:, :dim]))
+        return found | {metric: self._label_metric(asked, state, candidate) for metric, asked in self.labels.items()}
 
     @cached_property
     def popularity(self) -> dict[str, float]:
         """The same metrics of the same queries, answered by what most people took in the train part."""
+        if self.queries is None:
+            return {}
         ones = np.ones((len(self.queries), 1), np.float32)
-        return self._judge(self._ranks(ones, self.counts[:, None]))
+        return self._judge(self.queries, self._ranks(self.queries, ones, self.counts[:, None]))
 
-    def _judge(self, ranks: NDArray[np.int32]) -> dict[str, float]:
-        sizes = np.diff(self.queries.relevant_start)
-        owner = self.queries.pair_query()
+    def _judge(self, queries: Queries, ranks: NDArray[np.int32]) -> dict[str, float]:
+        sizes = np.diff(queries.relevant_start)
+        owner = queries.pair_query()
         found: dict[str, float] = {}
         k = self.ks["recall"]
         found[f"recall@{k}"] = float((np.bincount(owner, ranks <= k, minlength=len(sizes)) / sizes).mean())
@@ -132,10 +144,10 @@ class Validator:
         found[f"ndcg@{k}"] = float((gain / best).mean())
         return found
 
-    def _ranks(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _ranks(self, queries: Queries, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.int32]:
         parts = []
-        for start, stop in blocks(len(self.queries), BLOCK):
-            block = self.queries.take(start, stop)
+        for start, stop in blocks(len(queries), BLOCK):
+            block = queries.take(start, stop)
             excluded = seen_items(block, items=len(candidate))
             scores = query[start:stop] @ candidate.T
             silence(scores, excluded)
@@ -143,13 +155,14 @@ class Validator:
             parts.append(ranks_in_block(scores, block.relevant_start, relevant=block.relevant, candidates=left))
         return np.concatenate(parts)
 
-    def _rmse(self, state: TrainState, candidate: NDArray[np.float32]) -> float:
-        ratings = self.ratings
-        assert ratings is not None
-        query = self._blockwise("query", ratings.inputs, state)
-        pairs = {"query": query, "candidate": candidate[ratings.item][:, None], "trends": ratings.trends}
-        predicted = self._blockwise("ranking", pairs, state)[:, 0, ratings.place]
-        return float(np.sqrt(np.mean(np.square(predicted - ratings.label))))
+    def _label_metric(self, asked: LabelQueries, state: TrainState, candidate: NDArray[np.float32]) -> float:
+        query = self._blockwise("query", asked.inputs, state)
+        pairs = {"query": query, "candidate": candidate[asked.item][:, None], "trends": asked.trends}
+        predicted = self._blockwise("ranking", pairs, state)[:, 0, asked.place]
+        if asked.kind == "regression":
+            return float(np.sqrt(np.mean(np.square(predicted - asked.label))))
+        probability = 0.5 * (1.0 + np.tanh(0.5 * predicted.astype(np.float64)))
+        return binary(probability, asked.label.astype(np.float64))["log_loss"]
 
     def _apply(self, weights: Any, tables: Any, states: Any, inputs: Any, *, part: str) -> Any:
         call = self.model.pure(weights, dict(states))
@@ -171,40 +184,65 @@ class Validator:
         return np.concatenate(parts)
 
 
-def _metric_k(metric: str, *, has_ratings: bool) -> dict[str, int]:
+def label_metrics(labels: Sequence[LabelConfig]) -> dict[str, int]:
+    """Metric that may be watched -> the place of the label that it is about: the first one of its kind."""
+    found: dict[str, int] = {}
+    for place, label in enumerate(labels):
+        if label.name != MET:
+            found.setdefault(LABEL_METRICS[label.kind], place)
+    return found
+
+
+def _metric_k(metric: str, *, of_labels: Collection[str]) -> dict[str, int]:
     if found := re.fullmatch(r"(recall|ndcg)@([1-9]\d*)", metric):
         return {found[1]: int(found[2])}
-    if metric == "rmse" and has_ratings:
+    if metric in of_labels:
         return {}
     raise RecipeError(
-        f"train.metric: '{metric}' cannot be watched. Take recall@K, ndcg@K, or rmse where model.ranking has a "
-        "regression label."
+        f"train.metric: '{metric}' cannot be watched. Take recall@K, ndcg@K, or, where model.ranking has such a label, "
+        "rmse (regression) or log_loss (binary)."
     )
 
 
-def _rating_queries(
+def _refuse_unlabelled(metric: str, found: Collection[str], *, label: LabelConfig) -> None:
+    if metric not in found:
+        raise RecipeError(
+            f"train.metric: '{metric}' needs '{label.name}' in the validation part, which holds none. Take ndcg@10."
+        )
+
+
+def _unmet(asked: Queries, *, dataset: SplitDataset, most: int, seed: int) -> Queries | None:
+    """At most so many of the queries, drawn by chance, for what their users had not met; None where there are none."""
+    queries = asked.keep_pairs(~seen_pairs(asked, len(dataset.item_ids)))
+    if not len(queries):
+        return None
+    chosen = np.zeros(len(queries), bool)
+    chosen[np.random.default_rng(seed).permutation(len(queries))[:most]] = True
+    return queries.keep_queries(chosen)
+
+
+def _label_queries(
     config: TrainConfig,
     model: JointModel,
     *,
+    place: int,
     dataset: SplitDataset,
     arrays: QueryArrays,
     trends: Trends,
     seed: int,
-) -> RatingQueries | None:
-    for place, label in enumerate(model.config.ranking.labels):
-        if label.kind != "regression":
-            continue
-        truth = dataset.labels[label.name]
-        rows = np.flatnonzero((dataset.part == VALIDATION) & ~np.isnan(truth))
-        if not len(rows):
-            return None
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[: config.validation_queries])
-        asked = labelled(dataset, rows)
-        return RatingQueries(
-            place=place,
-            inputs=arrays.inputs(asked.user, asked.timestamp, log_row=asked.log_row),
-            item=asked.relevant,
-            trends=lookup(np, trends.arrays, trends.snapshot_at(asked.timestamp // SECOND), asked.relevant[:, None]),
-            label=truth[asked.log_row],
-        )
-    return None
+) -> LabelQueries | None:
+    label = model.config.ranking.labels[place]
+    truth = dataset.labels[label.name]
+    rows = np.flatnonzero((dataset.part == VALIDATION) & ~np.isnan(truth))
+    if not len(rows):
+        return None
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[: config.validation_queries])
+    asked = labelled(dataset, rows)
+    return LabelQueries(
+        place=place,
+        kind=label.kind,
+        inputs=arrays.inputs(asked.user, asked.timestamp, log_row=asked.log_row),
+        item=asked.relevant,
+        trends=lookup(np, trends.arrays, trends.snapshot_at(asked.timestamp // SECOND), asked.relevant[:, None]),
+        label=truth[asked.log_row],
+    )
