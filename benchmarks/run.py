@@ -21,6 +21,7 @@ BENCHMARKS = {
     "quality-ml1m-rmse": "quality.ml1m_rmse",
     "quality-cold-items": "quality.cold_items",
     "quality-simulated": "quality.simulated",
+    "quality-ablations": "quality.ablations",
 }
 """Name -> module below this folder."""
 

@@ -13,6 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 QUALITY = ROOT / "benchmarks" / "quality"
+NO_RECIPES = ("rows.toml", "ablations.toml")
+UNASKED = {
+    "quality-ml1m-time": ("best_baseline_ndcg10", "ndcg10_retrieval"),
+    "quality-ablations": ("base_ndcg10", "retrieval_alone_ndcg10", "base_rmse", "rating_alone_rmse"),
+}
+"""Row -> keys that no target asks for."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +47,8 @@ def test_every_row_has_a_benchmark_that_measures_its_keys() -> None:
     assert named == [name for name in run.BENCHMARKS if name.startswith("quality-")]
     for row in rows():
         asked = {target[word] for target in row["targets"] for word in ("key", "over") if word in target}
-        assert set(run.load(row["name"]).KEYS) <= asked | {"best_baseline_ndcg10", "ndcg10_retrieval"}
+        asked |= set(UNASKED.get(row["name"], ()))
+        assert set(run.load(row["name"]).KEYS) <= asked
 
 
 @pytest.mark.parametrize("path", sorted(QUALITY.glob("results/*.json")), ids=lambda path: path.stem)
@@ -58,7 +65,7 @@ def test_a_kept_result_holds_what_a_reader_needs_to_run_it_again(path: Path) -> 
 def test_every_recipe_of_a_row_is_a_recipe(recipe: Path) -> None:
     from twotower.recipe import load_recipe
 
-    if recipe.name != "rows.toml":
+    if recipe.name not in NO_RECIPES:
         assert load_recipe(recipe).name.startswith("quality-")
 
 
@@ -106,6 +113,128 @@ def test_popularity_by_genre_weighs_a_users_genres_by_how_popular_their_films_ar
     assert found["sum"][0, 3:] == pytest.approx([46 / 3, 2])
     assert found["mean"][0, 3:] == pytest.approx([23 / 3, 2])
     assert found["sum"][1, 3:] == pytest.approx([6, 6])
+
+
+def test_each_task_is_set_beside_the_model_that_learned_it_alone() -> None:
+    from quality.ml100k_tfrs import _joining
+
+    def report(shift: float) -> dict[str, Any]:
+        contenders = {
+            name: {"metrics": {f"top_k_categorical_accuracy@{k}": value + shift for k in (10, 100)}}
+            for name, value in (("two_stage", 0.5), ("retrieval_trained_alone", 0.25))
+        }
+        rating = {"metrics": {"rmse": 0.75}, "trained_alone": {"metrics": {"rmse": 1.0}}}
+        return {"protocols": {"static": {"contenders": contenders}}, "labels": {"rating": rating}}
+
+    found = _joining(report(0.0), report(0.25))
+    assert list(found["joint"].values()) == [0.5, 0.5, 0.75, 0.75, 0.75]
+    assert list(found["each task alone"].values()) == [0.25, 0.25, 1.0, 0.5, 0.5]
+    assert list(found["joint minus alone"]) == ["top10", "top100", "rmse", "top10_unseen", "top100_unseen"]
+    assert list(found["joint minus alone"].values()) == [0.25, 0.25, -0.25, 0.25, 0.25]
+
+
+def test_every_variant_is_a_recipe_that_can_be_trained_and_differs_from_the_base_by_what_it_sets(
+    tiny_split: Path,
+) -> None:
+    from quality.ablations import BASE, LEAN, read_variants
+
+    from twotower.data.split import load_split
+    from twotower.recipe import load_recipe, recipe_tree
+    from twotower.training.refusals import refuse_bad_model
+
+    dataset = load_split(tiny_split)
+    place = QUALITY / "ablations_base.toml"
+    base = recipe_tree(load_recipe(place))
+    known = [BASE]
+    for variant in read_variants():
+        assert variant.name not in known
+        assert variant.against in known  # An earlier one, so that it has been measured.
+        assert "|" not in variant.title()  # A cell of the page's tables.
+        known.append(variant.name)
+        recipe = load_recipe(place, {**LEAN, **variant.settings})
+        refuse_bad_model(recipe.model, dataset=dataset)
+        tree, changed = recipe_tree(recipe), []
+        for key in variant.settings:
+            section = key.split(".")
+            changed.append(at(tree, section) != at(base, section))
+        assert any(changed), variant.name
+    assert len(known) == 20
+
+
+def at(tree: Any, path: list[str]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def test_a_variant_is_told_by_its_distance_from_what_it_is_set_beside() -> None:
+    from quality.ablations import Variant, comparisons
+
+    def variant(name: str, *, against: str = "base") -> Variant:
+        return Variant(name=name, group="all", about="of a kind", settings={}, against=against)
+
+    metrics = {
+        "base": {"ndcg@10": 0.5, "recall@100": 0.75, "rmse": 1.0},
+        "first": {"ndcg@10": 0.25, "recall@100": 0.75},
+        "second": {"ndcg@10": 0.75, "recall@100": 0.5, "rmse": 0.5},
+        "alone": {"rmse": 1.25},
+    }
+    found = comparisons([variant("first"), variant("second", against="first"), variant("alone")], metrics)
+    assert found == {
+        "all": {
+            "`first`: of a kind": {
+                "ndcg@10": 0.25, "recall@100": 0.75, "ndcg@10, change": -0.25, "recall@100, change": 0.0,
+            },
+            "`second`: of a kind (change against `first`)": {
+                "ndcg@10": 0.75, "recall@100": 0.5, "rmse": 0.5, "ndcg@10, change": 0.5, "recall@100, change": -0.25,
+            },
+            "`alone`: of a kind": {"rmse": 1.25, "rmse, change": 0.25},
+        }
+    }  # fmt: skip
+
+
+def test_the_keys_of_the_ablations_are_those_of_what_was_measured() -> None:
+    from quality.ablations import KEYS, _keys
+
+    both = {"ndcg@10": 0.5, "rmse": 1.0}
+    alone = {"retrieval-alone": {"ndcg@10": 0.25}, "rating-alone": {"rmse": 0.75}}
+    assert _keys({"base": both, **alone}) == dict(zip(KEYS, (0.5, 0.25, 1.0, 0.75), strict=True))
+    assert _keys({"base": both, "gbce": both}) == {"base_ndcg10": 0.5, "base_rmse": 1.0}
+
+
+def test_only_brings_what_a_variant_is_set_beside_and_is_part_of_the_command_but_never_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from quality.ablations import chosen, read_variants
+    from quality.measure import _command, read_options
+
+    variants = read_variants()
+    names = [variant.name for variant in variants]
+
+    def options(*arguments: str) -> Any:
+        return read_options("quality-ablations", list(arguments), about=None, variants=names)
+
+    found = options("--seeds", "2", "--only", "experts", "--only", "gbce")
+    assert [variant.name for variant in chosen(variants, found.only)] == ["gbce", "met", "experts"]
+    assert chosen(variants, options().only) == variants
+    told = "python dev.py bench quality-ablations --seeds 2 --only experts --only gbce"
+    assert _command("quality-ablations", found) == told
+    for refused, told in ((["--only", "gbce", "--keep"], "leave --only out"), (["--only", "hinge"], "gbce")):
+        with pytest.raises(SystemExit) as stopped:
+            options(*refused)
+        assert stopped.value.code == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_row_without_targets_has_no_verdict_and_a_link() -> None:
+    from quality.page import render
+
+    row = next(row for row in rows() if row["name"] == "quality-ablations")
+    page = render([row], {})
+    assert "Without a target, to be read: [`quality-ablations`](#quality-ablations)." in page
+    assert "- **Command**: `make bench NAME=quality-ablations`; not measured yet." in page
+    summary, _, _ = page.partition("## quality-ablations")
+    assert "| [" not in summary
 
 
 def test_a_verdict_tells_the_highest_target_reached_and_whether_the_whole_interval_reaches_it() -> None:

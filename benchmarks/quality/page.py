@@ -32,6 +32,8 @@ NAMES = {
     "oracle": "oracle, the best possible",
 }
 NOT_YET = "not measured yet"
+FEW = 20
+"""Models whose epochs are told one by one."""
 
 Tree = Mapping[str, Any]
 
@@ -60,6 +62,8 @@ def render(rows: list[Tree], found: Mapping[str, Tree]) -> str:
     lines = [HEAD, "| row | figure | must | aim | measured | verdict |", "|---|---|---|---|---|---|"]
     for row in rows:
         lines += [_summary(row, target, found.get(row["name"])) for target in row["targets"]]
+    if read := [f"[`{row['name']}`](#{row['name']})" for row in rows if not row["targets"]]:
+        lines += ["", f"Without a target, to be read: {', '.join(read)}."]
     for row in rows:
         lines += ["", *_section(row, found.get(row["name"]))]
     return "\n".join(lines) + "\n"
@@ -133,11 +137,12 @@ def _how(row: Tree, result: Tree) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     total, prepare, train = (sum(seconds[part]) / len(seconds[part]) for part in ("total", "prepare", "train"))
     budget = f" (budget: {row['budget_minutes']} minutes)" if "budget_minutes" in row else ""
-    epochs = [f"{one['epochs']}" for run in result["runs"] for one in run["training"].values()]
+    epochs = [one["epochs"] for run in result["runs"] for one in run["training"].values()]
+    shown = ", ".join(map(str, epochs)) if len(epochs) <= FEW else f"{min(epochs)} to {max(epochs)} a model"
     yield f"- **Command**: `{result['command']}`"
     yield f"- **Seeds**: {', '.join(map(str, result['seeds']))}"
     yield f"- **Time**: {total:.0f} s a seed{budget}, of these {prepare:.0f} s preparing and {train:.0f} s training"
-    yield f"- **Epochs**: {', '.join(epochs)}"
+    yield f"- **Epochs**: {shown}"
     yield f"- **Measured**: {result['at'][:10]}, commit `{result['commit'] or 'unknown'}`"
     yield f"- **Machine**: {machine['cores']} cores ({machine['processor']}), Python {machine['python']}, {versions}"
     for note in dict.fromkeys(note for run in result["runs"] for note in run["notes"]):
