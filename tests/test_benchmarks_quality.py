@@ -255,3 +255,44 @@ def test_a_verdict_tells_the_highest_target_reached_and_whether_the_whole_interv
     assert verdict(times, {"x": figure(0.31, 0.29, 0.33), "y": figure(0.1)}) == "**must reached**"
     assert verdict(times, {"x": figure(0.3), "y": figure(0.11)}) == "missed by 0.0300"
     assert verdict({"key": "x", "must": 0.0}, {"x": figure(0.0)}) == "missed by 0.0000"
+
+
+def test_an_observer_infers_tastes_from_what_was_watched_and_comes_near_the_oracle(tiny_split: Path) -> None:
+    from quality.observer import ndcg10, observe
+
+    from twotower.data.sources.simulated import SimulatedConfig, World
+    from twotower.data.split import load_split
+    from twotower.evaluation.baselines import Popularity, train_popularity
+    from twotower.evaluation.contenders import Oracle
+    from twotower.recipe import load_recipe
+
+    recipe = load_recipe(ROOT / "tests" / "tiny.toml", {})
+    assert recipe.prepare.simulated == SimulatedConfig(users=300, items=200, interactions=9_000, clusters=8)
+    dataset = load_split(tiny_split)
+    world, observer = World.load(tiny_split), observe(recipe, dataset)
+    assert world is not None
+    # Thirty films a viewer tell a good part of eight tastes; softmax leaves their level open, so it is taken out.
+    centred = [tastes - tastes.mean(axis=1, keepdims=True) for tastes in (world.taste, observer.worlds[-1].taste)]
+    assert np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1] > 0.6
+    oracle = Oracle.of(dataset)
+    assert oracle is not None
+    found = [ndcg10(one, recipe, dataset) for one in (Popularity(counts=train_popularity(dataset)), observer, oracle)]
+    assert found == sorted(found)
+
+
+def test_what_a_viewer_has_seen_is_taken_off_what_a_cluster_has_left() -> None:
+    from quality.observer import LEAST_LEFT, share_left
+
+    from twotower.data.sources.simulated import World
+
+    world = World(
+        start_us=np.array(0), span_us=np.array(100), taste=np.zeros((2, 2), np.float32),
+        drift=np.zeros((2, 2), np.float32), leniency=np.zeros(2, np.float32), cluster=np.array([0, 0, 1, 1]),
+        weight=np.array([3.0, 1.0, 1.0, 1.0]), quality=np.zeros(4, np.float32),
+        release_us=np.array([-1_000_000, -1_000_000, -1_000_000, 50_000_000]),
+    )  # fmt: skip
+    # The second film of cluster 1 comes out before the last row; the second viewer begins afresh.
+    found = share_left(
+        world, np.array([0, 0, 0, 1]), np.array([0, 2, 1, 2]), np.array([0, 10_000_000, 20_000_000, 60_000_000])
+    )
+    np.testing.assert_allclose(found, [[1, 1], [0.25, 1], [0.25, LEAST_LEFT], [1, 1]], rtol=1e-6)

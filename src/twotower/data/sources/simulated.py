@@ -108,7 +108,7 @@ class World:
         """`[q, I]` log-probability of each film, before those seen are left out; `[q]` rows and moments."""
         chosen = log_softmax(self.cluster_logits(viewer, timestamp), axis=1)
         with np.errstate(divide="ignore"):
-            chosen = chosen - np.log(self._released_weight(timestamp))
+            chosen = chosen - np.log(self.released_weight(timestamp))
             scores: NDArray[np.float64] = chosen[:, self.cluster] + np.log(self.weight)
         scores[self.release_us[None, :] > timestamp[:, None]] = -np.inf
         return scores
@@ -187,7 +187,7 @@ class World:
         """The place after the last film of the cluster that is out at the moment."""
         return np.searchsorted(self._place_key, self._key(cluster, timestamp), side="right")
 
-    def _released_weight(self, timestamp: NDArray[np.int64]) -> NDArray[np.float64]:
+    def released_weight(self, timestamp: NDArray[np.int64]) -> NDArray[np.float64]:
         """`[q, C]` weight of each cluster's films that are out at the moment."""
         cluster = np.arange(self.taste.shape[1])
         end = self._end(cluster[None, :], timestamp[:, None])
