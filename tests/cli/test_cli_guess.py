@@ -82,8 +82,8 @@ def test_feature_kinds_follow_what_a_column_holds(tmp_path: Path) -> None:
     columns = columns_of(tmp_path, "\n".join(["id,title,genres,price,shelf,released,new,same,code", *rows]))
     kinds = {name: guess_feature(column, called=name).toml for name, column in columns.items()}
     assert kinds["title"] == 'kind = "text", column = "title"'
-    assert kinds["genres"] == 'kind = "multi_category", column = "genres", separator = "|"'
-    assert kinds["price"] == 'kind = "number", column = "price"'
+    assert kinds["genres"] == 'kind = "multi_category", column = "genres", separator = "|", combiner = "sum"'
+    assert kinds["price"] == 'kind = "number", column = "price", bins = 8'
     assert kinds["shelf"] == 'kind = "category", column = "shelf"'
     assert kinds["released"] == 'kind = "timestamp", column = "released"'
     assert kinds["new"] == 'kind = "category", column = "new"'
@@ -109,8 +109,8 @@ def test_lists_of_fractions_of_one_length_are_embeddings(tmp_path: Path) -> None
     assert guesses["vector"].toml == 'kind = "embedding", column = "vector", width = 3'
     assert guesses["vector"].reason == "lists of 3 numbers each"
     assert guesses["fixed"].toml == 'kind = "embedding", column = "fixed", width = 3'
-    assert guesses["ragged"].toml == 'kind = "multi_category", column = "ragged"'
-    assert guesses["codes"].toml == 'kind = "multi_category", column = "codes"'
+    assert guesses["ragged"].toml == 'kind = "multi_category", column = "ragged", combiner = "sum"'
+    assert guesses["codes"].toml == 'kind = "multi_category", column = "codes", combiner = "sum"'
 
 
 def test_a_vector_written_as_text_is_told_and_not_taken_for_words(tmp_path: Path) -> None:

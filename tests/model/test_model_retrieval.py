@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.model.config import RetrievalConfig
-from twotower.model.joint import _reach, _seen
+from twotower.model.joint import _absent, _reach, _seen
 from twotower.model.retrieval import AUTO_ALL_AT_MOST, Sample, Temperature, retrieval_loss, takes_all
 
 ITEMS = 4
@@ -86,6 +86,11 @@ def test_what_a_user_met_marks_the_items_of_a_sample() -> None:
     drawn = jnp.array([1, 2, 3, 1, 0])
     assert _seen(batch, drawn).tolist() == [[True, False, True, True, False], [False] * 5]
     assert _seen(batch, drawn, queries=1).tolist() == [[True, False, True, True, False]]
+
+
+def test_what_nobody_had_met_by_then_is_marked() -> None:
+    batch = {"second": jnp.array([5, 9]), "appeared": jnp.array([0, 5, 6, 10])}
+    assert _absent(batch, jnp.array([3, 1, 2])).tolist() == [[True, False, True], [True, False, False]]
 
 
 def test_a_sample_plays_the_share_of_all_items_that_retrieval_brings() -> None:

@@ -195,9 +195,26 @@ def test_a_history_of_others_shows_earlier_and_later_items_but_never_the_example
     assert np.histogram(shares, bins=4, range=(0, 1))[0] / len(shares) == pytest.approx([0.25] * 4, abs=0.1)
 
 
+@pytest.mark.parametrize("mask_positives", [True, False])
+def test_no_negative_is_an_item_that_nobody_had_met_by_then(dataset: SplitDataset, mask_positives: bool) -> None:
+    config = replace(MODEL, retrieval=RetrievalConfig(mask_absent=True, mask_positives=mask_positives))
+    model, arrays = build_model(config, dataset=dataset, seed=1)
+    examples, batch = first_batch(stepper_of(model, arrays), arrays, seed=1)
+    everything = np.arange(len(arrays.catalogue_row))
+    left_out = np.asarray(model._left_out(batch, jnp.asarray(everything)))
+    for example, row in zip(np.asarray(examples).tolist(), left_out, strict=True):
+        by_then = arrays.item[arrays.second <= arrays.second[example]]
+        met = arrays.met[arrays.first[example] : arrays.end[example]]
+        allowed = np.setdiff1d(by_then, met) if mask_positives else np.unique(by_then)
+        np.testing.assert_array_equal(everything[~row], allowed)
+    assert left_out.any()
+
+
 def test_a_history_of_others_learns(fit: Fit) -> None:
     query = (HistoryFeature(kind="history", length=50, pools=1, training="others"),)
-    assert falls(fit(replace(MODEL, query=query)), "retrieval", "met", "rating")
+    assert falls(
+        fit(replace(MODEL, query=query, retrieval=RetrievalConfig(mask_absent=True))), "retrieval", "met", "rating"
+    )
 
 
 def test_items_known_by_their_features_alone_are_told_apart_by_these(dataset: SplitDataset) -> None:

@@ -214,6 +214,13 @@ def find_event(columns: Sequence[Column]) -> Column | None:
     return column if column is not None and column.is_text and column.distinct <= FEW else None
 
 
+BINS = 8
+"""Of a number: with them cold films of MovieLens-1M were found more often (recall@100 .38 in place of .32, a linear map
+onto factors, on films held out of a train half)."""
+ADDED_UP = 'combiner = "sum"'
+"""Of several values: with it more often again (.43)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureGuess:
     """A feature as the recipe writes it, or `None` for a column that is better left out, with the reason."""
@@ -231,13 +238,14 @@ def guess_feature(column: Column, *, called: str) -> FeatureGuess:
         toml = f'kind = "embedding", {name}, width = {column.width}'
         return FeatureGuess(toml=toml, reason=f"lists of {column.width} numbers each")
     if column.type.endswith("]"):
-        return FeatureGuess(toml=f'kind = "multi_category", {name}', reason="lists")
+        return FeatureGuess(toml=f'kind = "multi_category", {name}, {ADDED_UP}', reason="lists")
     if column.is_moment:
         return FeatureGuess(toml=f'kind = "timestamp", {name}', reason=f"moments, {column.low} to {column.high}")
     if column.is_whole and column.distinct <= FEW:
         return FeatureGuess(toml=f'kind = "category", {name}', reason=f"codes, {_distinct(column)}")
     if column.is_number:
-        return FeatureGuess(toml=f'kind = "number", {name}', reason=f"numbers, {column.low} to {column.high}")
+        toml = f'kind = "number", {name}, bins = {BINS}'
+        return FeatureGuess(toml=toml, reason=f"numbers, {column.low} to {column.high}")
     if column.is_text:
         return _guess_text(column, name)
     if column.type == "BOOLEAN":
@@ -252,7 +260,7 @@ def _guess_text(column: Column, name: str) -> FeatureGuess:
         )
     for separator in SEPARATORS:
         if values := _few_parts(column, separator):
-            toml = f'kind = "multi_category", {name}, separator = "{separator}"'
+            toml = f'kind = "multi_category", {name}, separator = "{separator}", {ADDED_UP}'
             return FeatureGuess(
                 toml=toml, reason=f"several values between {separator!r}, such as {', '.join(values[:3])}"
             )

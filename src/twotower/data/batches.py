@@ -147,6 +147,8 @@ class TrainingArrays:
     """`[n, L]` in the order of the ranking head's labels; NaN where missing."""
     positive: NDArray[np.float32]
     """`[n]` 1 where retrieval should bring the item."""
+    appeared: NDArray[np.int32]
+    """`[T]` when the item was first met, on the clock of `second`."""
     probability: NDArray[np.float32]
     """`[T]` the item's share of the examples: the chance that one in-batch draw is this item."""
     catalogue_row: NDArray[np.int32]
@@ -185,6 +187,9 @@ class TrainingArrays:
             dataset.timestamp[train][positive] // SECOND,
             items=len(dataset.item_ids),
         )
+        second = (dataset.timestamp[train] // SECOND - origin).astype(np.int32)
+        appeared = np.full(len(catalogue_row), np.iinfo(np.int32).max, np.int32)
+        np.minimum.at(appeared, item, second)
         place_of = np.full(len(dataset.item_ids), PADDING, np.int32)
         place_of[catalogue_row] = np.arange(len(catalogue_row))
         return cls(
@@ -193,7 +198,7 @@ class TrainingArrays:
             items=features.candidate_inputs(dataset.items.take(catalogue_row)),
             user=user.astype(np.int32),
             item=item.astype(np.int32),
-            second=(dataset.timestamp[train] // SECOND - origin).astype(np.int32),
+            second=second,
             first=first.astype(np.int32),
             end=end.astype(np.int32),
             last=log.start[dataset.user[train] + 1].astype(np.int32),
@@ -204,6 +209,7 @@ class TrainingArrays:
             snapshot=trends.snapshot_at(dataset.timestamp[train] // SECOND),
             labels=np.stack(columns, axis=1) if columns else np.zeros((len(train), 0), np.float32),
             positive=positive.astype(np.float32),
+            appeared=appeared,
             probability=(np.bincount(item, minlength=len(catalogue_row)) / len(item)).astype(np.float32),
             catalogue_row=catalogue_row.astype(np.int32),
         )

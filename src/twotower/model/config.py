@@ -46,6 +46,9 @@ class RetrievalConfig:
     stands apart), `batch` (log-probability on positive and negatives, as in TFRS), `none` (bare in-batch softmax)."""
     mask_positives: bool = False
     """Leave out of the negatives what the same user met, as a server leaves out what was seen."""
+    mask_absent: bool = False
+    """Leave out of the negatives what nobody had met by then: items that came later could not have been chosen, and
+    new ones would else count as little liked. For logs to whose catalogue items are added."""
     temperature: Annotated[float, Gt(0)] = 0.25
     """Divides the logits; smaller sharpens."""
     learn_temperature: bool = False

@@ -229,8 +229,9 @@ class JointModel:
             batch: `query` and `candidate` inputs whose rows point into `tables` (candidates: all items, or `B`
                 positives and then the uniform negatives), `item` (`[B]`, or `[B + N]` which item each candidate is),
                 `labels` `[B, L]`, `positive` `[B]`, `probability` `[T]`, `task_weights` in the order of `tasks`, `key`,
-                a random key of the step's own, `is_all`, `met` as `_seen` takes it, `trends` `[B, F]` and `trend_of`
-                where ranking reads them; `windows` and `window` where the query tower reads sequences.
+                a random key of the step's own, `is_all`, `met` as `_seen` takes it, `second` and `appeared` as
+                `_absent` does, `trends` `[B, F]` and `trend_of` where ranking reads them; `windows` and `window` where
+                the query tower reads sequences.
         """
         states = dict(states)
         call = self.pure(weights, states)
@@ -276,13 +277,22 @@ class JointModel:
         sample = Sample(
             positive_item=item[:size],
             negative_item=negative_item,
-            seen=_seen(batch, negative_item) if self.config.retrieval.mask_positives else None,
+            seen=self._left_out(batch, negative_item),
             is_all=is_all,
             in_batch=in_batch,
             items=items,
             probability=batch["probability"],
         )
         return Scored(query, memory, positive, negative, own, logits), sample
+
+    def _left_out(self, batch: Mapping[str, Any], items: Array) -> Array | None:
+        """`[B, C]` which of the negatives retrieval leaves out; None for none."""
+        config = self.config.retrieval
+        seen = _seen(batch, items) if config.mask_positives else None
+        if not config.mask_absent:
+            return seen
+        absent = _absent(batch, items)
+        return absent if seen is None else seen | absent
 
     def _ranking(self, call: Call, scored: Scored, sample: Sample, *, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Each label's mean loss."""
@@ -313,6 +323,8 @@ class JointModel:
         items = sample.negative_item[first:]
         hit = sample.positive_item[:queries, None] == items[None, :]
         hit |= _seen(batch, items, queries=queries)
+        if self.config.retrieval.mask_absent:
+            hit |= _absent(batch, items)[:queries]
         logits = jnp.where(hit, LEFT_OUT, jax.lax.stop_gradient(scored.logits[:queries, first:]))
         reach = _reach(config.candidates, drawn=logits.shape[1], items=sample.items, least=config.hard_negatives)
         best, hardest = jax.lax.top_k(logits, reach)
@@ -343,6 +355,17 @@ def _reach(candidates: int, *, drawn: int, items: int, least: int) -> int:
     """How many of the items drawn play what retrieval brings of all."""
     share = candidates if drawn == items else round(candidates / items * drawn)
     return min(max(share, least), drawn)
+
+
+def _absent(batch: Mapping[str, Any], items: Array) -> Array:
+    """`[B, C]` whether nobody had met the item by the query's moment: it could not have been chosen.
+
+    Args:
+        batch: Holds `second` `[B]` and `appeared` `[T]`, on one clock.
+        items: `[C]`.
+    """
+    absent: Array = batch["appeared"][items][None, :] > batch["second"][:, None]
+    return absent
 
 
 def _seen(batch: Mapping[str, Any], items: Array, *, queries: int | None = None) -> Array:

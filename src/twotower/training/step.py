@@ -26,7 +26,7 @@ from twotower.training.embeddings import LocalRows, adagrad, localise, new_accum
 
 GATHERED = (
     *("users", "context", "items", "user", "item", "second", "first", "end", "last", "history_rows", "history_seconds"),
-    *("met", "snapshot", "labels", "positive", "probability", "catalogue_row"),
+    *("met", "snapshot", "labels", "positive", "appeared", "probability", "catalogue_row"),
 )
 """Fields of `TrainingArrays` that a step reads."""
 LEAST = 0.01
@@ -240,6 +240,8 @@ class Stepper:
             "item": item if in_order else candidates,
             "is_all": in_order,
             "met": met,
+            "second": arrays["second"][examples],
+            "appeared": arrays["appeared"],
             "labels": jnp.where(real[:, None], arrays["labels"][examples], jnp.nan),
             "positive": jnp.where(real, arrays["positive"][examples], 0.0),
             "probability": arrays["probability"],
