@@ -1,4 +1,4 @@
-"""What each loss, each way to score, each weighing of the tasks and each query tower does, the rest being the same."""
+"""What losses, ways to score, weighings of the tasks, and pooled histories or user ids do, the rest being the same."""
 
 import math
 import sys

@@ -1,9 +1,10 @@
-"""What a log can teach at best: an observer of an invented world who is told everything but its viewers' tastes.
+"""How much of the oracle a log lets anybody have: an observer who is told everything of a world but its tastes.
 
 The oracle knows tastes that nobody can read off a log without doubt. The observer knows as much as the oracle of films
 (cluster, weight, release) and the law by which the next one is drawn, but infers each viewer's tastes and their drift
-from what the viewer watched before: the most probable ones, given how the world draws them. A model that has to learn
-the films and the law as well can hardly come nearer to the oracle than this.
+from what the viewer watched before: the most probable ones, if every taste were drawn by itself. A strong reference and
+no bound: it is not told that tastes go with regions and ages, it takes the most probable tastes for true, and it infers
+them anew only a few times while a model's histories are always up to date.
 """
 
 from dataclasses import dataclass, replace
@@ -136,7 +137,7 @@ def infer_tastes(
     left: NDArray[np.float32],
     deviations: tuple[float, float],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`[U, C]` the most probable tastes and drifts, given what was watched and how the world draws them.
+    """`[U, C]` the most probable tastes and drifts, given what was watched and their spread over all viewers.
 
     Args:
         world: Its films and its clock; its tastes are not looked at.

@@ -215,13 +215,28 @@ def test_bins_fill_up_between_the_quantiles_of_the_train_part() -> None:
     ]
 
 
-@pytest.mark.parametrize(("years", "edges"), [([5.0, 5.0], []), ([1.0, 2.0], [1.0, 1.25, 1.5, 1.75, 2.0])])
-def test_quantiles_that_fall_together_make_no_bin(years: list[float], edges: list[float]) -> None:
-    items = films().items.drop(["year"]).append_column("year", pa.array([*years, 9.0]))
+def test_bins_whose_edges_fall_together_stay_empty_and_keep_their_place() -> None:
+    items = films().items.drop(["year"]).append_column("year", pa.array([5.0, 5.0, 9.0]))
     feature = NumberFeature(kind="number", column="year", bins=4)
     (encoder,) = fit_features((), (feature,), dataset=replace(films(), items=items)).candidate
-    assert encoder.encode([1.0]).shape == (1, 2 + max(len(edges) - 1, 0))
-    assert encoder.state()["edges"] == (edges or [5.0])
+    assert encoder.encode([1.0, 5.0, 7.0])[:, 2:].tolist() == [[0.0] * 4] * 3
+
+
+def test_bins_of_a_column_without_numbers_stay_empty() -> None:
+    items = films().items.drop(["year"]).append_column("year", pa.array([None, None, 9.0], pa.float64()))
+    feature = NumberFeature(kind="number", column="year", bins=2)
+    (encoder,) = fit_features((), (feature,), dataset=replace(films(), items=items)).candidate
+    assert encoder.encode([7.0]).tolist() == [[7.0, 0.0, 0.0, 0.0]]
+
+
+def test_numbers_of_a_model_from_before_bins_are_read(tmp_path: Path) -> None:
+    features = fitted(NumberFeature(kind="number", column="year"))
+    features.save(tmp_path)
+    path = tmp_path / "features.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["candidate"][0]["state"]["edges"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert FittedFeatures.load(tmp_path).candidate[0].encode([2000.0]).tolist() == [[1.0, 0.0]]
 
 
 def test_an_embedding_goes_in_by_its_direction_standardised_on_the_train_part() -> None:

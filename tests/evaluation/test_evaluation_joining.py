@@ -18,7 +18,7 @@ from twotower.evaluation.joining import Alone, joining
 from twotower.evaluation.labels import evaluate_labels
 from twotower.evaluation.names import TRAINED_ALONE
 from twotower.evaluation.queries import Queries
-from twotower.evaluation.report import MINUS, write_report
+from twotower.evaluation.report import MINUS, protocol_table, render_page, write_report
 from twotower.model.calibrated import Calibration
 
 CONFIG = EvaluateConfig(candidates=30, bootstrap=200, ks=(10, 50), baselines=("popularity",), examples=0)
@@ -146,20 +146,24 @@ class Says:
 
 def test_errors_of_both_are_told_and_compared_on_the_rows_that_both_predict(make_dataset: Make) -> None:
     dataset = make_dataset(ROWS, users=3, items=3, rating=[4, 2, 5, 3, 1])
-    # Test rows: item 1 rated 5, item 0 rated 3, item 2 rated 1. The joint model is off by 1, 1, 1; the other predicts
+    # Test rows: item 1 rated 5, item 0 rated 3, item 2 rated 1. The joint model is off by 1, 1, 3; the other predicts
     # nothing of item 2, and tells one more than it predicts: off by 2 and 0.
-    joint = Says("rating", "regression", [4.0, 4.0, 2.0])
+    joint = Says("rating", "regression", [4.0, 4.0, 4.0])
     told = {"rating": Calibration(predicted=(0.0, 9.0), told=(1.0, 10.0))}
     alone = Alone(model=Says("rating", "regression", [2.0, 2.0, np.nan]), calibration=told)
     found = evaluate_labels(joint, dataset, max_rows=0, resamples=50, seed=1, alone={"rating": alone})["rating"]
     beside = found["trained_alone"]
-    assert found["metrics"] == {"rmse": 1.0, "mae": 1.0}
+    assert found["metrics"] == pytest.approx({"rmse": np.sqrt(11 / 3), "mae": 5 / 3})
+    assert beside["joint"] == {"rmse": 1.0, "mae": 1.0}
     assert beside["metrics"] == pytest.approx({"rmse": np.sqrt(2.0), "mae": 1.0})
     assert beside["nan_predictions"] == 1
     assert beside["difference"]["metric"] == "rmse"
     assert beside["difference"]["value"] == pytest.approx(1 - np.sqrt(2.0))
     # Two users: resamples hold one of them, the other, or both.
     assert beside["difference"]["interval"] == pytest.approx([-1.0, 1.0])
+    (row,) = joining({"differences": []}, {"rating": found})
+    assert (row["joint"], row["alone"]) == pytest.approx((1.0, np.sqrt(2.0)))
+    assert row["difference"] == row["joint"] - row["alone"]
 
 
 def test_a_binary_label_is_compared_by_its_log_loss(make_dataset: Make) -> None:
@@ -201,9 +205,21 @@ def test_a_gain_is_a_difference_beyond_its_interval_on_the_better_side(
     metric: str, interval: list[float], verdict: str
 ) -> None:
     difference = {"metric": metric, "value": 0.0, "interval": interval}
-    judged = {"metrics": {metric: 1.0}, "trained_alone": {"metrics": {metric: 1.0}, "difference": difference}}
-    (row,) = joining({"differences": []}, {"some": judged})
+    beside = {"metrics": {metric: 1.0}, "joint": {metric: 1.0}, "difference": difference}
+    (row,) = joining({"differences": []}, {"some": {"trained_alone": beside}})
     assert row["joining"] == verdict
+
+
+def test_a_single_model_is_shown_as_another_model_and_not_as_a_baseline(beaten: dict[str, Any]) -> None:
+    kinds = {row["name"]: row["kind"] for row in protocol_table(beaten, beaten["main_protocol"])["rows"]}
+    assert (kinds[TRAINED_ALONE], kinds["popularity"], kinds["retrieval"]) == ("other model", "baseline", "model")
+    page = render_page(beaten)
+    assert '<tr class="other-model">' in page
+    drawn = json.loads(page.partition('id="charts">')[2].partition("</script>")[0])
+    colour = drawn["contenders"]["layer"][0]["encoding"]["color"]["scale"]
+    by_kind = dict(zip(colour["domain"], colour["range"], strict=True))
+    assert len(set(by_kind.values())) == len(by_kind)
+    assert set(kinds.values()) - {"ceiling"} <= set(by_kind)
 
 
 def test_a_reader_finds_what_joining_gains_or_costs(
@@ -216,6 +232,7 @@ def test_a_reader_finds_what_joining_gains_or_costs(
     write_report(told, tmp_path)
     page = re.sub(r"\s*\n\s*", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "What joining gains or costs" in page
+    assert "the joint one by <code>train.metric</code>" in page
     assert (
         '<th scope="row">rating</th><td>RMSE</td><td class="n">0.9000</td><td class="n">0.9500</td>'
         f'<td class="n">{MINUS}0.0500</td><td class="n">{MINUS}0.0700 to {MINUS}0.0300</td><td>gains</td>'

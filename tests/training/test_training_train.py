@@ -200,6 +200,24 @@ def test_a_metric_that_cannot_be_watched_is_refused(tiny_recipe: Recipe, dataset
         fit(tiny_recipe, dataset, tmp_path, train={"metric": "accuracy"})
 
 
+def test_an_epoch_is_not_chosen_by_a_retrieval_that_nothing_trains(
+    tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path
+) -> None:
+    model = tiny_recipe.model
+    rating = LabelConfig(name="rating", kind="regression")
+    retrieval = replace(model.retrieval, weight=0.0)
+    for labels in ((rating,), (rating, LabelConfig(name="met", kind="listwise", weight=0.0))):
+        off = replace(model, retrieval=retrieval, ranking=replace(model.ranking, labels=labels))
+        with pytest.raises(RecipeError, match=r"'ndcg@10' judges retrieval, .* Take rmse, or give it a weight") as told:
+            fit(tiny_recipe, dataset, tmp_path, model=off, train={"metric": "ndcg@10"})
+        assert "\n" not in str(told.value)
+    # What was met among what retrieval brings trains it too.
+    met = (LabelConfig(name="met", kind="listwise"),)
+    on = replace(model, retrieval=retrieval, ranking=replace(model.ranking, labels=met, order={}))
+    (entry,) = fit(tiny_recipe, dataset, tmp_path, model=on, train={"metric": "ndcg@10", "epochs": 1}).history
+    assert "validation_ndcg@10" in entry
+
+
 @pytest.mark.parametrize("off", ["retrieval", "rating"])
 def test_weight_zero_gives_a_specialised_model(
     tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path, off: str
@@ -211,7 +229,8 @@ def test_weight_zero_gives_a_specialised_model(
         model = replace(model, retrieval=replace(model.retrieval, weight=0.0), ranking=ranking)
     else:
         model = replace(model, ranking=RankingConfig(labels=()))
-    (entry,) = fit(tiny_recipe, dataset, tmp_path, model=model, train={"epochs": 1}).history
+    metric = "rmse" if off == "retrieval" else "ndcg@10"
+    (entry,) = fit(tiny_recipe, dataset, tmp_path, model=model, train={"epochs": 1, "metric": metric}).history
     if off == "retrieval":
         assert entry["loss"] == pytest.approx(entry["rating"], rel=1e-5)
     else:

@@ -21,7 +21,7 @@ from twotower.model.joint import JointModel
 from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner
 from twotower.training.step import Stepper, decayed
-from twotower.training.train import Trained, build_model, train
+from twotower.training.train import Trained, allowed_items, build_model, train
 
 SEQUENCE = (SequenceFeature(kind="sequence", length=10, blocks=1),)
 ITEM = IdFeature(kind="id", column="item_id", dim=16)
@@ -168,6 +168,39 @@ def test_training_hides_the_share_of_ids_that_dropout_asks_for(dataset: SplitDat
     assert not np.array_equal(hidden, np.asarray(other["id_item_id"]) == 0), "others in every step"
     np.testing.assert_array_equal(np.asarray(one["id_item_id"])[~hidden], arrays.items["id_item_id"][~hidden])
     np.testing.assert_array_equal(one["multi_category_genres"], arrays.items["multi_category_genres"])
+
+
+@pytest.mark.parametrize("training", ["earlier", "others"])
+@pytest.mark.parametrize("mask_absent", [True, False])
+@pytest.mark.parametrize("mask_positives", [True, False])
+def test_guessing_is_told_by_what_is_left_of_the_items(
+    dataset: SplitDataset, training: Any, mask_absent: bool, mask_positives: bool
+) -> None:
+    retrieval = RetrievalConfig(mask_absent=mask_absent, mask_positives=mask_positives)
+    query = (HistoryFeature(kind="history", length=10, training=training),)
+    model, arrays = build_model(replace(MODEL, query=query, retrieval=retrieval), dataset=dataset, seed=1)
+    examples, batch = first_batch(stepper_of(model, arrays), arrays, seed=1)
+    left_out = model._left_out(batch, jnp.arange(len(arrays.appeared)))
+    kept: Any = len(arrays.appeared)
+    if left_out is not None:  # The loss keeps an example's own item, marked or not.
+        own = np.arange(len(arrays.appeared)) == np.asarray(batch["item"])[:, None]
+        kept = (~np.asarray(left_out) | own).sum(axis=1)
+    rows = np.asarray(examples)
+    names = ("positive", "item", "second", "first", "end", "last")
+    drawn = replace(arrays, **{name: getattr(arrays, name)[rows] for name in names})
+    expected = np.log(np.broadcast_to(kept, len(rows))[drawn.positive > 0]).mean()
+    found = allowed_items(drawn, retrieval, reads_others=training == "others")
+    assert found == pytest.approx(np.exp(expected), rel=1e-6)
+
+
+def test_others_beyond_a_short_history_are_no_negatives_either(dataset: SplitDataset) -> None:
+    others = HistoryFeature(kind="history", length=3, training="others")
+    model, arrays = build_model(replace(MODEL, query=(others,)), dataset=dataset, seed=1)
+    examples, batch = first_batch(stepper_of(model, arrays), arrays, seed=1)
+    assert batch["query"]["history_items"].shape == (64, 3)
+    for example, met in zip(np.asarray(examples).tolist(), np.asarray(batch["met"]), strict=True):
+        log = arrays.met[arrays.first[example] : arrays.last[example]]
+        assert sorted(met[met >= 0].tolist()) == sorted(log[log != arrays.item[example]].tolist())
 
 
 def test_a_history_of_others_shows_earlier_and_later_items_but_never_the_example_itself(dataset: SplitDataset) -> None:

@@ -43,8 +43,8 @@ Inputs = dict[str, NDArray[Any]]
 
 
 def quantiles(known: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
-    """`[bins + 1]` edges between which equally many of the numbers lie; fewer where they are the same number."""
-    return np.unique(np.quantile(known, np.linspace(0, 1, bins + 1))) if bins else np.empty(0)
+    """`[bins + 1]` edges between which equally many of the numbers lie; equal ones where many are the same number."""
+    return np.quantile(known, np.linspace(0, 1, bins + 1)) if bins else np.empty(0)
 
 
 class FeatureEncoder(ABC):
@@ -133,14 +133,15 @@ class NumberEncoder(FeatureEncoder):
     """`[n, 2 + bins]`: the standardised number (0 where missing), 1 where it is missing, how far each bin is filled.
 
     Bins are the piecewise linear encoding of Gorishniy et al., "On embeddings for numerical features in tabular deep
-    learning", NeurIPS 2022, https://arxiv.org/abs/2203.05556; there are fewer of them where quantiles fall together.
+    learning", NeurIPS 2022, https://arxiv.org/abs/2203.05556. One whose edges fall together stays empty: its place is
+    kept, so that a tower is as wide whatever the data.
     """
 
     config: NumberFeature
     mean: float
     deviation: float
     edges: NDArray[np.float64]
-    """`[bins + 1]` rising; empty without bins."""
+    """`[bins + 1]` not falling; empty without bins."""
 
     @classmethod
     def fit(cls, config: NumberFeature, values: Any) -> "NumberEncoder":
@@ -148,7 +149,7 @@ class NumberEncoder(FeatureEncoder):
         number = numbers(values)
         known = number[~np.isnan(number)]
         if not len(known):
-            return cls(config, 0.0, 1.0, np.empty(0))
+            return cls(config, 0.0, 1.0, np.zeros(config.bins + 1 if config.bins else 0))
         mean, deviation = float(known.mean()), float(known.std())
         # What rounding leaves of equal numbers is no deviation.
         return cls(config, mean, deviation if deviation > 1e-12 * abs(mean) else 1.0, quantiles(known, config.bins))
@@ -159,7 +160,8 @@ class NumberEncoder(FeatureEncoder):
         scaled = np.where(missing, 0.0, (number - self.mean) / self.deviation)
         columns = [np.clip(scaled, -10, 10), missing]
         for low, high in itertools.pairwise(self.edges.tolist()):
-            columns.append(np.where(missing, 0.0, np.clip((number - low) / (high - low), 0, 1)))
+            filled = np.clip((number - low) / (high - low), 0, 1) if high > low else 0.0
+            columns.append(np.where(missing, 0.0, filled))
         return np.stack(columns, axis=1).astype(np.float32)
 
     def state(self) -> dict[str, Any]:

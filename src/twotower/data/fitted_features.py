@@ -261,7 +261,9 @@ def _restore(entry: Mapping[str, Any], *, folder: Path, tower: str) -> FeatureEn
             return TextEncoder(feature)
         case NumberFeature():
             state = entry["state"]
-            return NumberEncoder(feature, state["mean"], state["deviation"], np.array(state["edges"], np.float64))
+            return NumberEncoder(
+                feature, state["mean"], state["deviation"], np.array(state.get("edges", []), np.float64)
+            )
         case EmbeddingFeature():
             state = entry["state"]
             return EmbeddingEncoder(feature, np.array(state["mean"], np.float32), state["deviation"])

@@ -1,7 +1,8 @@
 """Who met what before when: the one place that decides what a history may hold.
 
 Training, evaluation and serving all ask `UserLog.before`, which answers with what is *strictly* earlier: neither the
-interaction asked about nor one at the same instant, so nothing of the future can enter a history.
+interaction asked about nor one at the same instant, so nothing of the future can enter a history. One recipe setting,
+`training = "others"`, lets training, and training alone, read the rest of the user's train part as well.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ settings that it uses, so a setting that would be ignored is refused.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid")
@@ -74,7 +74,7 @@ class NumberFeature:
     kind: Literal["number"]
     column: str
     """A column of numbers, such as a price."""
-    bins: Annotated[int, Ge(0)] = 0
+    bins: Annotated[int, Ge(0), Le(256)] = 0
     """Stretches between quantiles of the train split, each beside the number as 0 below it, 1 above it and the part
     that has been passed within it. A linear map of these bends where it likes, as taste does along years and prices."""
 
@@ -140,8 +140,9 @@ class HistoryFeature:
     """Weighted sums taken of the same items, each with learned weights of its own."""
     training: Literal["earlier", "others"] = "earlier"
     """What an example's history holds in training. `earlier`: what came before it, as for every query that is served.
-    `others`: of everything else that its user met, before or after, a share drawn anew each time. That suits logs whose
-    order tells little, and random splits: each example then learns from up to twice as much."""
+    `others`: of the newest `length` of everything else that its user met, before or after, a share drawn anew each
+    time. That suits logs whose order tells little, and random splits: over the epochs each two items of a user are seen
+    both ways round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from twotower.data.batches import QueryArrays, TrainingArrays
 from twotower.data.feature_encoders import DAY, PADDING, SECOND
 from twotower.data.fitted_features import FittedFeatures
+from twotower.data.schema import HistoryFeature
 from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 from twotower.data.trends import Trends
 from twotower.evaluation.audit_features import Check, statistics, vocabularies
@@ -159,6 +160,10 @@ class _ByUser:
         data = self.dataset
         return rows[(data.timestamp[rows] < moment) & data.positive[rows] & np.isin(data.part[rows], parts)]
 
+    def whole(self, user: int) -> NDArray[np.int64]:
+        """All positives of the user in the train part."""
+        return self.earlier(user, np.iinfo(np.int64).max, parts=(TRAIN,))
+
     def before(self, row: int) -> NDArray[np.int64]:
         """The train part's positives that a train row may know.
 
@@ -181,23 +186,31 @@ def _train_histories(
     by_user: _ByUser,
     generator: np.random.Generator,
 ) -> Check:
-    """A train example's history holds what its user met in the train part strictly before it, and nothing else."""
+    """A train example's history holds what the recipe lets it: what its user met in the train part, and nothing else.
+
+    That is what was strictly before it; or, with `training = "others"`, all of it, of which the step hides the example.
+    """
     name = "histories in training"
     if features.history is None:
         return Check(name=name, passed=True, detail="the model reads none")
+    config = features.history.config
+    is_others = isinstance(config, HistoryFeature) and config.training == "others"
+    when = "" if is_others else " before it"
     rows = np.flatnonzero(dataset.part == TRAIN)
     places = np.sort(generator.permutation(len(rows))[:SAMPLE])
     number, origin = _numbered(features), int(dataset.timestamp[rows].min()) // SECOND
     for place in places.tolist():
-        past = by_user.before(int(rows[place]))
-        span = slice(int(arrays.first[place]), int(arrays.end[place]))
+        row = int(rows[place])
+        past = by_user.whole(int(dataset.user[row])) if is_others else by_user.before(row)
+        span = slice(int(arrays.first[place]), int((arrays.last if is_others else arrays.end)[place]))
         expected = [number.get(dataset.item_ids[item], PADDING) for item in dataset.item[past]]
         seconds = (dataset.timestamp[past] // SECOND - origin).tolist()
         if arrays.history_rows[span].tolist() != expected or arrays.history_seconds[span].tolist() != seconds:
-            found = f"{span.stop - span.start} items, but {len(past)} were met before it in the train part"
-            who = _asked(dataset, int(dataset.user[rows[place]]), int(dataset.timestamp[rows[place]]))
+            found = f"{span.stop - span.start} items, but {len(past)} were met{when} in the train part"
+            who = _asked(dataset, int(dataset.user[row]), int(dataset.timestamp[row]))
             return Check(name=name, passed=False, detail=f"{who}: {found}")
-    return Check(name=name, passed=True, detail=f"{len(places)} examples: only what was met before, in train")
+    told = "all else that was met in train, as the recipe says" if is_others else "only what was met before, in train"
+    return Check(name=name, passed=True, detail=f"{len(places)} examples: {told}")
 
 
 def _query_histories(

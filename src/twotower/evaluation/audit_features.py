@@ -86,7 +86,6 @@ def _compared(encoder: FeatureEncoder, column: Any) -> Iterator[tuple[str, float
         # Equal numbers leave no deviation but that of rounding; the encoder takes 1 then.
         yield "deviation", encoder.deviation, deviation if deviation > 1e-12 * abs(mean) else 1.0, 1e-6
         edges = _edges(number, bins=encoder.config.bins)
-        yield "number of edges", len(encoder.edges), len(edges), 0.0
         for place, (saved, again) in enumerate(zip(encoder.edges.tolist(), edges, strict=True)):
             yield f"edge {place + 1}", saved, again, 1e-6
     elif isinstance(encoder, TimestampEncoder):
@@ -107,9 +106,12 @@ def _compared(encoder: FeatureEncoder, column: Any) -> Iterator[tuple[str, float
 
 
 def _edges(number: Any, *, bins: int) -> list[float]:
-    if not bins or not len(number):
+    if not bins:
         return []
-    return sorted(set(pc.quantile(number, q=[place / bins for place in range(bins + 1)]).to_pylist()))
+    if not len(number):
+        return [0.0] * (bins + 1)
+    found: list[float] = pc.quantile(number, q=[place / bins for place in range(bins + 1)]).to_pylist()
+    return found
 
 
 def _finite(column: Any) -> Any:

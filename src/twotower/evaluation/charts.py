@@ -8,6 +8,8 @@ import altair as alt
 Spec = dict[str, Any]
 MODEL, OTHER, BEST = "#2f6feb", "#9aa4b2", "#1a9c6b"
 """The model, what it is measured against, and the best possible."""
+KINDS = {"model": MODEL, "other model": "#8a63d2", "baseline": OTHER, "best possible": BEST}
+"""Kind of contender -> its colour. An other model is the champion, or one that learned retrieval alone."""
 LINES = (MODEL, "#8db4ff", "#e08a2e", "#c2557a", "#3f9e7c", "#9aa4b2", BEST)
 """Both stages, retrieval, then the baselines, best first."""
 
@@ -36,7 +38,7 @@ def cutoffs_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
         rows: `{"contender", "kind", "k", "value"}`, the best contender first.
     """
     kinds = {row["contender"]: row["kind"] for row in rows}
-    names = sorted(kinds, key=lambda name: ("model", "baseline", "best possible").index(kinds[name]))
+    names = sorted(kinds, key=lambda name: list(KINDS).index(kinds[name]))
     ks = sorted({row["k"] for row in rows})
     chart = (
         _chart(rows)
@@ -159,8 +161,7 @@ def _names(*, padding: int) -> alt.Axis:
 
 
 def _kinds() -> alt.Color:
-    domain = ["model", "baseline", "best possible"]
-    return alt.Color("kind:N", scale=alt.Scale(domain=domain, range=[MODEL, OTHER, BEST]), legend=None)
+    return alt.Color("kind:N", scale=alt.Scale(domain=list(KINDS), range=list(KINDS.values())), legend=None)
 
 
 def _legend() -> alt.Legend:

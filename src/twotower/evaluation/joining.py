@@ -31,8 +31,9 @@ def joining(protocol: Mapping[str, Any], labels: Mapping[str, Any]) -> list[dict
         labels: The labels' part of it.
 
     Returns:
-        `task`, `metric`, `joint`, `alone`, and `difference`: the joint model's figure minus the other's. Where the
-        report has intervals, `interval` and `joining`: whether it "gains" or "costs" beyond that, or is "level".
+        `task`, `metric`, `joint`, `alone`, and `difference`: the joint model's figure minus the other's, a label's on
+        the rows that both predict. Where the report has intervals, `interval` and `joining`: whether it "gains" or
+        "costs" beyond that, or is "level".
     """
     rows = []
     for row in protocol["differences"]:
@@ -42,7 +43,7 @@ def joining(protocol: Mapping[str, Any], labels: Mapping[str, Any]) -> list[dict
     for label, judged in labels.items():
         beside = judged.get("trained_alone", {})
         if "difference" in beside:
-            rows.append(_row(label, beside["difference"], joint=judged["metrics"], alone=beside["metrics"]))
+            rows.append(_row(label, beside["difference"], joint=beside["joint"], alone=beside["metrics"]))
     return rows
 
 

@@ -40,8 +40,8 @@ def evaluate_labels(
         resamples: Of the bootstrap.
         calibration: Label -> how its prediction is told. All is judged as told, and beside it stands, as
             `before_calibration`, what it would be without.
-        alone: Task -> the model that learned it alone. A label's stands beside the model's as `trained_alone`, with the
-            paired `difference`, model minus alone.
+        alone: Task -> the model that learned it alone. A label's stands beside the model's as `trained_alone`, with
+            `joint`, the model's metrics on the rows that both predict, and the paired `difference`, model minus alone.
     """
     rows = np.flatnonzero(dataset.part == TEST)
     if max_rows and len(rows) > max_rows:
@@ -162,9 +162,8 @@ def _trained_alone(
     alone, joint, actual, user = alone[told], joint[told], actual[told], user[told]
     metric, is_number = LABEL_METRICS[kind], kind == "regression"
     measure = metrics.regression if is_number else metrics.binary
-    result["metrics"] = measure(alone, actual)
-    value = measure(joint, actual)[metric] - result["metrics"][metric]
-    result["difference"] = {"metric": metric, "value": value}
+    result |= {"metrics": measure(alone, actual), "joint": measure(joint, actual)}
+    result["difference"] = {"metric": metric, "value": result["joint"][metric] - result["metrics"][metric]}
     if resamples:
         losses = {
             name: (predicted - actual) ** 2 if is_number else metrics.log_losses(predicted, actual)

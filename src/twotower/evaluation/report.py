@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from twotower.evaluation import charts
-from twotower.evaluation.names import NAMES, TRAINED_ALONE, metric_name
+from twotower.evaluation.names import CHAMPION, NAMES, TRAINED_ALONE, metric_name
 
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 BOUNDS = ("ceiling", "best possible")
@@ -133,6 +133,8 @@ def kind_of(name: str) -> str:
     """What colour and weight a contender gets."""
     if name in ("two_stage", "retrieval"):
         return "model"
+    if name in (CHAMPION, TRAINED_ALONE):
+        return "other model"
     return {"ceiling": "ceiling", "oracle": "best possible"}.get(name, "baseline")
 
 

@@ -45,10 +45,12 @@ class RetrievalConfig:
     """How sampled logits answer for the chance of being drawn: `sampled` (an unbiased sum over all items; the positive
     stands apart), `batch` (log-probability on positive and negatives, as in TFRS), `none` (bare in-batch softmax)."""
     mask_positives: bool = False
-    """Leave out of the negatives what the same user met, as a server leaves out what was seen."""
+    """Leave out of the negatives what the same user met, as a server leaves out what was seen: earlier, or, where a
+    history reads `others`, at any time."""
     mask_absent: bool = False
     """Leave out of the negatives what nobody had met by then: items that came later could not have been chosen, and
-    new ones would else count as little liked. For logs to whose catalogue items are added."""
+    new ones would else count as little liked. For logs to whose catalogue items are added. Known is the train part
+    alone: rare items are seldom a negative then, and the first days of a window of data have few of them."""
     temperature: Annotated[float, Gt(0)] = 0.25
     """Divides the logits; smaller sharpens."""
     learn_temperature: bool = False

@@ -47,7 +47,8 @@ class Sample:
     negative_item: Array
     """`[C]` which item each negative is; where all items are negatives, the numbers in their order."""
     seen: Array | None
-    """`[B, C]` True where the negative is something else that the user met; None where that does not count."""
+    """`[B, C]` True where the negative is left out: something else that the user met (`mask_positives`), or what nobody
+    had met by then (`mask_absent`); None where neither is asked for."""
     is_all: bool
     """Whether the negatives are all items."""
     in_batch: int
@@ -58,7 +59,7 @@ class Sample:
     """`[items]` chance that one in-batch draw is that item."""
 
     def hit(self) -> Array:
-        """`[B, C]` True where a negative must not count: the query's own item, or another that the user met."""
+        """`[B, C]` True where a negative must not count: the query's own item, or another that is left out."""
         own = accidental_hits(self.positive_item, self.negative_item)
         return own if self.seen is None else own | self.seen
 

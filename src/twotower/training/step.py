@@ -219,15 +219,15 @@ class Stepper:
         end = arrays["last" if self.reads_others else "end"][examples]
         span = {"first": arrays["first"][examples], "end": end, "now": arrays["second"][examples]}
         log = arrays["history_rows"], arrays["history_seconds"]
-        met = gather_history(jnp, arrays["met"], log[1], **span, length=SEEN)["history_items"]
+        places = max(SEEN, self.history_length) if self.reads_others else SEEN
+        met = gather_history(jnp, arrays["met"], log[1], **span, length=places)["history_items"]
         if self.history_length:
             length = max(self.model.memory_length, 1) if self.sequence else self.history_length
             query |= gather_history(jnp, *log, **span, length=length)
             if self.reads_others:  # The span is all that the user met, the example itself among it.
-                met = gather_history(jnp, arrays["met"], log[1], **span, length=length)["history_items"]
                 is_other = met != item[:, None]
                 met = jnp.where(is_other, met, PADDING)
-                shown = draw_shown(share_key, met.shape) & is_other
+                shown = draw_shown(share_key, (len(examples), length)) & is_other[:, :length]
                 query["history_items"] = jnp.where(shown, query["history_items"], PADDING)
             if self.sequence is not None:  # Of all that a server sees, not of the few places gathered here.
                 query["history_count"] = jnp.minimum(span["end"] - span["first"], self.history_length)

@@ -19,7 +19,7 @@ from twotower.data.fitted_features import FittedFeatures, fit_features
 from twotower.data.split import TRAIN, VALIDATION, SplitDataset
 from twotower.errors import TrainingError
 from twotower.evaluation.names import LABEL_METRICS
-from twotower.model.config import MET, ModelConfig
+from twotower.model.config import MET, ModelConfig, RetrievalConfig
 from twotower.model.encoders import sequence_of
 from twotower.model.joint import JointModel
 from twotower.model.task_weights import gradient_balanced, uncertainty_weights
@@ -150,6 +150,32 @@ def first_predictions(*, model_config: ModelConfig, labels: NDArray[np.float32])
     return first
 
 
+WEIGHED = 1_000
+"""Examples at most that `allowed_items` looks at, evenly from all."""
+
+
+def allowed_items(arrays: TrainingArrays, config: RetrievalConfig, *, reads_others: bool) -> float:
+    """Among how many items, itself included, a positive stands on average, in the sense of its loss: exp(mean ln).
+
+    Args:
+        arrays: The train part.
+        config: Says what is left out of the negatives.
+        reads_others: Whether what a user met later is left out with what came earlier.
+    """
+    stop = arrays.last if reads_others else arrays.end
+    examples = np.flatnonzero(arrays.positive)
+    logarithms = []
+    for example in examples[:: -(-len(examples) // WEIGHED)].tolist():
+        by_then = (
+            arrays.appeared <= arrays.second[example] if config.mask_absent else np.ones(len(arrays.appeared), bool)
+        )
+        if config.mask_positives:
+            by_then[arrays.met[arrays.first[example] : stop[example]]] = False
+        by_then[arrays.item[example]] = True
+        logarithms.append(np.log(by_then.sum()))
+    return float(np.exp(np.mean(logarithms)))
+
+
 BALANCE_DECAY = 0.5
 """How much of the past epochs' gradient norms counts, a step of the average being an epoch."""
 
@@ -188,6 +214,7 @@ class _Run:
             decay_steps=decay_steps,
             seed=seed,
         )
+        self.allowed = allowed_items(arrays, model.config.retrieval, reads_others=self.stepper.reads_others)
         self.validator = Validator.build(config, model, dataset=dataset, trends=arrays.trends, seed=seed)
         self.state = self.stepper.start()
         self.best = jax.device_get(self.state)
@@ -356,14 +383,14 @@ class _Run:
             found += popularity_alarms(self.config.metric, model=best, popularity=popularity)
         return found
 
-    def _even_chances(self) -> int | None:
+    def _even_chances(self) -> float | None:
         """Among how many a model that has learned nothing picks, as its loss tells it; None where it does not tell."""
         config = self.model.config.retrieval
         if config.loss != "softmax" or not config.weight:
             return None
         if self.stepper.is_all or config.correction == "sampled":
-            return self.stepper.items
-        if config.correction == "none":
+            return self.allowed
+        if config.correction == "none" and not (config.mask_positives or config.mask_absent):
             return 1 + min(config.in_batch_negatives, self.batch_size) + config.uniform_negatives
         return None
 

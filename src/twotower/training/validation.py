@@ -1,7 +1,7 @@
 """What early stopping watches: the model's answers to validation queries, by the same ranks as the final evaluation."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,10 +83,11 @@ class Validator:
             is where a label is watched and there is no validation part.
 
         Raises:
-            RecipeError: a metric that there is not.
+            RecipeError: a metric that there is not, or one of what nothing trains.
         """
         of_labels = label_metrics(model.config.ranking.labels)
         ks = _metric_k(config.metric, of_labels=of_labels)
+        _refuse_untrained(config.metric, model.config.tasks(), of_labels=of_labels)
         by_time = dataset.metadata.get("protocol") == "time"
         asked = (successive if by_time else static)(dataset, VALIDATION)
         arrays = QueryArrays.build(dataset, model.features, log=asked.known_positives)
@@ -202,6 +203,14 @@ def _metric_k(metric: str, *, of_labels: Collection[str]) -> dict[str, int]:
         f"train.metric: '{metric}' cannot be watched. Take recall@K, ndcg@K, or, where model.ranking has such a label, "
         "rmse (regression) or log_loss (binary)."
     )
+
+
+def _refuse_untrained(metric: str, tasks: Mapping[str, float], *, of_labels: Collection[str]) -> None:
+    if metric not in of_labels and not (tasks.get(RETRIEVAL) or tasks.get(MET)):
+        raise RecipeError(
+            f"train.metric: '{metric}' judges retrieval, which nothing trains at model.retrieval.weight = 0. "
+            f"Take {' or '.join(of_labels)}, or give it a weight."
+        )
 
 
 def _refuse_unlabelled(metric: str, found: Collection[str], *, label: LabelConfig) -> None:
