@@ -60,14 +60,7 @@ class Observer:
 def ndcg10(contender: Contender, recipe: "Recipe", dataset: SplitDataset) -> float:
     """NDCG@10 on the queries that the report asks."""
     config = recipe.evaluate
-    arena = contest.Arena(
-        items=len(dataset.item_ids),
-        exclude_seen=config.exclude_seen,
-        candidates=config.candidates,
-        list_length=config.list_length,
-        scores_in_memory=config.scores_in_memory,
-        progress=None,
-    )
+    arena = contest.Arena.of(config, items=len(dataset.item_ids))
     queries, _ = contest.answerable(successive(dataset), arena=arena)
     queries = contest.sampled(queries, config.max_queries, seed=recipe.seed)
     outcome = contest.run(contender, queries, arena=arena)

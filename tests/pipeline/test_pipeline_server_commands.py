@@ -153,6 +153,8 @@ def test_on_a_terminal_the_table_is_drawn_and_wiped(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a thread there cannot signal another")
 def test_whoever_stops_waiting_is_told_that_the_run_goes_on(api: Any, our_package: Path) -> None:
+    # Whoever started the tests in the background let SIGINT be ignored, and the wait would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     api.script = [("RUNNING", nodes("prepare", "RUNNING"))]
     main = threading.main_thread().ident
     stop = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))

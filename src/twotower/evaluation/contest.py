@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from twotower.evaluation.config import EvaluateConfig
 from twotower.evaluation.contenders import Contender, TwoStageContender
 from twotower.evaluation.queries import Queries, seen_pairs
 from twotower.evaluation.ranks import LOWEST, blocks, ranks_in_block, seen_items, silence, top_items
@@ -27,6 +28,18 @@ class Arena:
     """Items of the lists that are kept."""
     scores_in_memory: int
     progress: Progress | None
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, *, items: int, progress: Progress | None = None) -> "Arena":
+        """What the recipe says of it, for a catalogue of so many items."""
+        return cls(
+            items=items,
+            exclude_seen=config.exclude_seen,
+            candidates=config.candidates,
+            list_length=config.list_length,
+            scores_in_memory=config.scores_in_memory,
+            progress=progress,
+        )
 
     def blocks(self, queries: Queries, what: str) -> Iterator[Queries]:
         """The queries in blocks whose scores fit the bound, with a word to `progress` after each."""

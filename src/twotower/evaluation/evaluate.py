@@ -58,14 +58,7 @@ def evaluate(
     for part, name in ((TRAIN, "train"), (TEST, "test")):
         if not ((dataset.part == part) & dataset.positive).any():
             raise DataError(f"evaluate: no positive interaction in the {name} part. Split with a larger share for it.")
-    arena = Arena(
-        items=len(dataset.item_ids),
-        exclude_seen=config.exclude_seen,
-        candidates=config.candidates,
-        list_length=config.list_length,
-        scores_in_memory=config.scores_in_memory,
-        progress=progress,
-    )
+    arena = Arena.of(config, items=len(dataset.item_ids), progress=progress)
     rivals, tuning, notes = _rivals(config, dataset, arena=arena, seed=seed)
     protocols = {
         name: _protocol(
