@@ -233,6 +233,11 @@ class HistoryEncoder:
     config: HistoryFeature | SequenceFeature
     items: Vocabulary
 
+    @property
+    def reads_others(self) -> bool:
+        """Whether training reads what the user met at any time, and not only earlier."""
+        return isinstance(self.config, HistoryFeature) and self.config.training == "others"
+
     def encode(self, history: Sequence[tuple[Sequence[str], Sequence[int]]], timestamp: NDArray[np.int64]) -> Inputs:
         """`[n, length]` each, for `n` histories of (item ids, microseconds), in the order of time.
 

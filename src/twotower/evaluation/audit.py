@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from twotower.data.batches import QueryArrays, TrainingArrays
 from twotower.data.feature_encoders import DAY, PADDING, SECOND
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.schema import HistoryFeature
 from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 from twotower.data.trends import Trends
 from twotower.evaluation.audit_features import Check, statistics, vocabularies
@@ -193,8 +192,7 @@ def _train_histories(
     name = "histories in training"
     if features.history is None:
         return Check(name=name, passed=True, detail="the model reads none")
-    config = features.history.config
-    is_others = isinstance(config, HistoryFeature) and config.training == "others"
+    is_others = features.history.reads_others
     when = "" if is_others else " before it"
     rows = np.flatnonzero(dataset.part == TRAIN)
     places = np.sort(generator.permutation(len(rows))[:SAMPLE])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from twotower.data.batches import TrainingArrays, gather_history
 from twotower.data.feature_encoders import DAY, PADDING
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.schema import HistoryFeature, IdFeature
+from twotower.data.schema import IdFeature
 from twotower.data.trends import lookup
 from twotower.model.config import ModelConfig
 from twotower.model.encoders import ITEM_TABLE, lookups, sequence_of
@@ -100,9 +100,7 @@ class Stepper:
         history = model.features.history
         self.sequence = sequence_of(model.features)
         self.history_length = history.config.length if history else 0
-        self.reads_others = (
-            history is not None and isinstance(history.config, HistoryFeature) and history.config.training == "others"
-        )
+        self.reads_others = history is not None and history.reads_others
         if self.sequence is not None:
             # Windows tell the query tower what was met: the query's own inputs are for the memory and the idle time.
             self.lookups["windows"] = {"items": ITEM_TABLE}
