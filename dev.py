@@ -157,7 +157,7 @@ def lock(_: list[str]) -> int:
     build = ROOT / "build" / "build.in"
     build.write_text("hatchling>=1.27\n", encoding="utf-8")
     for name, what in (
-        (LOCK.name, _extras("train", "serve", "pipeline", "dev")),
+        (LOCK.name, _extras("train", "serve", "client", "postgres", "telemetry", "pipeline", "dev")),
         ("serve.txt", (*_extras("serve"), *same)),
         ("pipeline.txt", (*_extras("train", "serve", "pipeline"), *same)),
         ("build.txt", (build, *same)),
