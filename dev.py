@@ -14,6 +14,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - reached before anything is insta
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -36,6 +37,8 @@ def main() -> int:
         "test": test,
         "test-slow": test_slow,
         "test-docker": test_docker,
+        "test-browser": test_browser,
+        "test-tensorflow": test_tensorflow,
         "check": check,
         "bench": bench,
         "docs": docs,
@@ -72,6 +75,16 @@ def test_slow(rest: list[str]) -> int:
 def test_docker(rest: list[str]) -> int:
     """The tests that build and run the images; they skip, with the reason, where no Docker engine can be had."""
     return execute(PYTHON, "-m", "pytest", "-m", "docker", "-rs", *rest)
+
+
+def test_browser(rest: list[str]) -> int:
+    """The tests of the page in a real Chromium; they skip, with the reason, where there is none."""
+    return execute(PYTHON, "-m", "pytest", "-m", "browser", "-rs", *(rest or ["tests/browser"]))
+
+
+def test_tensorflow(rest: list[str]) -> int:
+    """The tests of the SavedModel, in an environment with TensorFlow, which the first of them makes (1.7 GB)."""
+    return execute(PYTHON, "-m", "pytest", "-m", "tensorflow", "-rs", *rest)
 
 
 def docs(rest: list[str]) -> int:
@@ -156,12 +169,17 @@ def lock(_: list[str]) -> int:
     same = ("--constraint", LOCK)
     build = ROOT / "build" / "build.in"
     build.write_text("hatchling>=1.27\n", encoding="utf-8")
+    layers = ROOT / "build" / "layers.in"
     for name, what in (
         (LOCK.name, _extras("train", "serve", "client", "postgres", "telemetry", "pipeline", "dev")),
         ("serve.txt", (*_extras("serve"), *same)),
         ("pipeline.txt", (*_extras("train", "serve", "pipeline"), *same)),
         ("build.txt", (build, *same)),
+        ("tensorflow.txt", (*_extras("tensorflow"), "--constraint", layers)),
     ):
+        if name == "tensorflow.txt":  # TensorFlow holds other libraries back; what computes our layers is the same.
+            pinned = re.findall(r"^(?:keras|keras-rs|numpy)==\S+", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+            layers.write_text("\n".join(pinned) + "\n", encoding="utf-8")
         if status := execute(uv, "pip", "compile", *what, "--output-file", LOCK.with_name(name), *for_all, *bare):
             return status
     return 0

@@ -1,9 +1,11 @@
-"""Write docs/recipe.md and docs/profile.md from the configs themselves: `python dev.py docs`; --check only compares.
+"""Write the pages and documents that the source tells: `python dev.py docs`; --check only compares.
 
-The source is read, not imported: a field's meaning is the string below it, which only the source holds.
+docs/recipe.md and docs/profile.md come from the configs, whose source is read, not imported: a field's meaning is the
+string below it, which only the source holds. docs/openapi.json and docs/openapi-admin.json are the server's own.
 """
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,15 +71,29 @@ class Source:
 def main() -> int:
     """Write or check the pages."""
     source = read_source(PACKAGE)
+    pages = {name: render(source, head, config=config) for name, (head, config) in PAGES.items()}
     status = 0
-    for name, (head, config) in PAGES.items():
-        path, page = ROOT / "docs" / name, render(source, head, config=config)
+    for name, page in (pages | openapi_documents()).items():
+        path = ROOT / "docs" / name
         if "--check" not in sys.argv[1:]:
             path.write_text(page, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != page:
-            print(f"docs/{name}: differs from the configs in the source. Run: python dev.py docs", file=sys.stderr)
+            print(f"docs/{name}: differs from what the source tells. Run: python dev.py docs", file=sys.stderr)
             status = 1
     return status
+
+
+def openapi_documents() -> dict[str, str]:
+    """What the server's two ports answer at `/openapi.json`; no bundle has a part in it."""
+    from twotower.serving.api.admin import create_admin
+    from twotower.serving.api.app import create_app
+    from twotower.serving.api.service import Service
+    from twotower.serving.door.telemetry import Telemetry
+    from twotower.serving.live.deployment import Live
+
+    service = Service(Live(), store=None, telemetry=Telemetry())
+    documents = {"openapi.json": create_app(service), "openapi-admin.json": create_admin(service)}
+    return {name: json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n" for name, app in documents.items()}
 
 
 def read_source(package: Path) -> Source:

@@ -276,3 +276,10 @@ def test_a_path_is_made_absolute_and_an_address_left_alone(tmp_path: Path, monke
     assert storage.absolute("registry") == str(Path("registry").resolve())
     assert storage.absolute("s3://bucket/registry") == "s3://bucket/registry"
     assert storage.local_path((tmp_path / "a b").as_uri()) == tmp_path / "a b"
+
+
+def test_nothing_is_downloaded_to_outside_of_its_folder(s3: Any, tmp_path: Path) -> None:
+    s3.objects |= {"bucket/bundle/fine": b"", "bucket/bundle/below/../../../evil": b"evil"}
+    with pytest.raises(StorageError, match=r"holds 'bucket/bundle/below/\.\./\.\./\.\./evil', which leads out of it"):
+        storage.download("s3://bucket/bundle", tmp_path / "one" / "bundle")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []

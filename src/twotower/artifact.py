@@ -94,14 +94,17 @@ def verify(directory: Path, *, kind: str) -> dict[str, Any]:
     """The manifest, after every file in it was found and hashed to the same value.
 
     Raises:
-        ArtifactError: names the first file that is missing, differs, or is in no manifest.
+        ArtifactError: names the first file that is missing, differs, lies elsewhere, or is in no manifest.
     """
     manifest = read_manifest(directory, kind=kind)
     files: dict[str, str] = manifest["files"]
+    root = directory.resolve()
     for name, expected in files.items():
         path = directory / name
         if not path.is_file():
             raise ArtifactError(f"{path}: listed in the manifest, but missing. Build the {kind} again.")
+        if not path.resolve().is_relative_to(root):
+            raise ArtifactError(f"{path}: a link that leads out of {directory}. Put the file itself there.")
         if (found := sha256(path)) != expected:
             raise ArtifactError(
                 f"{path}: damaged (sha256 {found[:12]}..., the manifest says {expected[:12]}...). "
@@ -151,6 +154,11 @@ def _parse_manifest(directory: Path, *, kind: str) -> dict[str, Any]:
             raise ArtifactError(f"{path}: damaged (no {key}). Run the step that writes it again.")
     if not all(isinstance(digest, str) for digest in manifest["files"].values()):
         raise ArtifactError(f"{path}: damaged (a file has no sha256). Run the step that writes it again.")
+    for name in manifest["files"]:
+        if Path(name).is_absolute() or Path(name).drive or ".." in Path(name).parts:
+            raise ArtifactError(
+                f"{path}: names '{name}', which is no file within it. Run the step that writes it again."
+            )
     return manifest
 
 

@@ -7,7 +7,7 @@ nothing in a bundle can run code, and every file is hashed: one that differs is 
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from twotower import artifact
 from twotower.bundle_config import KIND, BundleConfig, bundle_id
 from twotower.data.feature_encoders import SECOND
 from twotower.data.histories import UserLog
+from twotower.data.item_columns import readable_items
 from twotower.data.split import SplitDataset
 from twotower.data.trends import Trends
 from twotower.errors import ArtifactError
+from twotower.golden import Parts, write_golden
 from twotower.index.build import load_index
 from twotower.index.contract import Index
 from twotower.model.exported import (
@@ -36,8 +39,13 @@ from twotower.model.exported import (
 from twotower.model.exported import (
     DESCRIPTION as MODEL_DESCRIPTION,
 )
+from twotower.model.graph_file import refuse_bad_weights
+from twotower.serve_config import DEFAULTS, ServeConfig
+from twotower.serve_refusals import refuse_bad_rules
 
 DESCRIPTION = "bundle.json"
+SERVE = "serve.json"
+"""How a server is to answer. The description says that it is there: bundles from before there were rules have none."""
 EXPORTED = (MODEL_DESCRIPTION, QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH, "features.json")
 """Files of a model directory that answering needs; the weights and the training curve stay behind."""
 LIBRARIES = ("twotower", "faiss-cpu", "numpy", "onnxruntime", "pyarrow")
@@ -73,6 +81,8 @@ class Bundle:
     """What every user met, of all parts: nothing is held back from a server."""
     positive: NDArray[np.bool_]
     """By place of the log: whether a history may hold it."""
+    serve: ServeConfig
+    """How a server is to answer."""
 
     @classmethod
     def load(cls, directory: Path, *, verify: bool = True) -> "Bundle":
@@ -102,11 +112,12 @@ class Bundle:
             index=load_index(directory / "index"),
             candidates=_load_array(directory / "candidates.npy"),
             trends=_load_array(directory / "trends.npy"),
-            items=pq.read_table(directory / "items.parquet"),
-            users=pq.read_table(directory / "users.parquet"),
+            items=_load_table(directory / "items.parquet"),
+            users=_load_table(directory / "users.parquet"),
             popularity=_load_array(directory / "popularity.npy"),
             log=log,
             positive=positive,
+            serve=_load_serve(directory / SERVE) if metadata.get("serve") else DEFAULTS,
         )
         _refuse_other_sizes(bundle)
         return bundle
@@ -115,6 +126,7 @@ class Bundle:
 def write_bundle(
     config: BundleConfig,
     *,
+    serve: ServeConfig = DEFAULTS,
     name: str,
     dataset: SplitDataset,
     model: Path,
@@ -127,6 +139,7 @@ def write_bundle(
 
     Args:
         config: The recipe's section.
+        serve: The recipe's section on answering.
         name: The run's name, which begins the bundle's id.
         dataset: The whole log; the bundle keeps all parts of it.
         model: Model directory, of which the exported part is taken.
@@ -139,22 +152,31 @@ def write_bundle(
         The manifest's metadata.
 
     Raises:
-        ArtifactError: the index is not one over this model's embeddings of these items.
+        ArtifactError: the index is not one over this model's embeddings of these items, or the model has weights or
+            answers that are no numbers.
+        RecipeError: a rule does not fit the catalogue; see `refuse_bad_rules`.
     """
     exported = ExportedModel.load(model)
+    for graph in exported.graphs:
+        refuse_bad_weights(graph)
+    refuse_bad_rules(serve.rules, readable_items(dataset.items, exported.features))
     found = load_index(index)
     vectors = _candidate_vectors(exported, dataset.items, index=found, where=index)
+    trends = _latest_trends(dataset, block=exported.trend_block)
     _copy_exported(model, out / "model")
     _copy_tree(index, out / "index")
     np.save(out / "candidates.npy", vectors, allow_pickle=False)
-    np.save(out / "trends.npy", _latest_trends(dataset, block=exported.trend_block), allow_pickle=False)
+    np.save(out / "trends.npy", trends, allow_pickle=False)
     np.save(out / "popularity.npy", popularity(dataset, latest=config.popular_interactions), allow_pickle=False)
     pq.write_table(dataset.items, out / "items.parquet")
     pq.write_table(dataset.users, out / "users.parquet")
     _write_log(dataset, out / "histories")
+    (out / SERVE).write_text(json.dumps(asdict(serve), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     (out / "recipe.toml").write_text(recipe, encoding="utf-8")
     description = _describe(dataset, index=found, name=name, candidates=candidates)
     (out / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    parts = Parts(directory=out, model=exported, index=found, candidates=vectors, trends=trends, items=dataset.items)
+    write_golden(dataset, parts)
     return description | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -179,8 +201,11 @@ def _describe(dataset: SplitDataset, *, index: Index, name: str, candidates: int
         "name": name,
         "candidates": candidates,
         "title_column": dataset.metadata.get("title_column"),
+        "positives": dataset.metadata.get("positives", "true"),
+        "label_columns": list(dataset.labels),
         "last_us": int(dataset.timestamp[-1]),
         "index": index.kind,
+        "serve": True,
         "counts": {
             "users": len(dataset.user_ids),
             "items": len(dataset.item_ids),
@@ -232,9 +257,28 @@ def _load_log(directory: Path) -> tuple[UserLog, NDArray[np.bool_]]:
 
 def _load_array(path: Path) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        if not array.ndim:
+            raise ValueError("one number, no array")
+        return array
     except (OSError, ValueError) as fault:
         raise ArtifactError(f"{path}: not readable ({fault}). Build the bundle again.") from fault
+
+
+def _load_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as fault:
+        reason = str(fault).splitlines()[0][:200]
+        raise ArtifactError(f"{path}: not readable ({reason}). Build the bundle again.") from fault
+
+
+def _load_serve(path: Path) -> ServeConfig:
+    try:
+        return TypeAdapter(ServeConfig).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as fault:
+        reason = fault.errors()[0]["msg"] if isinstance(fault, ValidationError) else fault
+        raise ArtifactError(f"{path}: not readable ({reason}). Build the bundle again, or update twotower.") from fault
 
 
 def _copy_exported(source: Path, target: Path) -> None:
@@ -264,13 +308,14 @@ def _refuse_other_metadata(directory: Path, metadata: dict[str, Any]) -> None:
 
 def _refuse_other_sizes(bundle: Bundle) -> None:
     items, users = bundle.items.num_rows, bundle.users.num_rows
-    interactions = len(bundle.log.item)
+    interactions = int(np.sum(bundle.log.start.ravel()[-1:]))
     sizes = {
         "index": (len(bundle.index.embeddings), items),
         "candidates.npy": (len(bundle.candidates), items),
         "trends.npy": (len(bundle.trends), items),
         "popularity.npy": (len(bundle.popularity), items),
         "histories/start.npy": (len(bundle.log.start), users + 1),
+        "histories/item.npy": (len(bundle.log.item), interactions),
         "histories/timestamp.npy": (len(bundle.log.timestamp), interactions),
         "histories/positive.npy": (len(bundle.positive), interactions),
     }

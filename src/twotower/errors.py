@@ -29,6 +29,10 @@ class RequestError(TwotowerError):
     """A request for recommendations names something that the bundle does not know, or asks for too much."""
 
 
+class BusyError(TwotowerError):
+    """So much waits already that no more is taken; the same may be asked again in a moment."""
+
+
 class MissingExtraError(TwotowerError):
     """An optional dependency is not installed; the message names the command that installs it."""
 

@@ -107,7 +107,7 @@ def evaluate(recipe: Recipe, split: Path, model: Path, champion: Path | None = N
 
 def index(recipe: Recipe, split: Path, model: Path) -> dict[str, Any]:
     """What `index` reads."""
-    settings = {"index": asdict(recipe.index), "seed": recipe.seed}
+    settings = {"index": asdict(recipe.index), "candidates": recipe.evaluate.candidates, "seed": recipe.seed}
     return settings | {"split": artifact.fingerprint(split), "model": artifact.fingerprint(model)}
 
 

@@ -25,6 +25,7 @@ from twotower.errors import RecipeError, StorageError
 from twotower.evaluation.config import EvaluateConfig, GateConfig
 from twotower.index.config import IndexConfig
 from twotower.model.config import ModelConfig
+from twotower.serve_config import ServeConfig
 from twotower.training.config import TrainConfig
 
 ENVIRONMENT = "TWOTOWER__"
@@ -58,6 +59,8 @@ class Recipe:
     """What a candidate has to show before a pipeline deploys it."""
     bundle: BundleConfig = field(default_factory=BundleConfig)
     """What a server gets."""
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """How it answers."""
 
 
 def builtin_recipes() -> list[str]:

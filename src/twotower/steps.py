@@ -24,9 +24,9 @@ from twotower.made_from import KIND_OF, writing
 from twotower.recipe import Recipe, recipe_toml
 
 if TYPE_CHECKING:
+    from twotower.champion import Champion
     from twotower.data.split import SplitDataset
     from twotower.evaluation.gate import Verdict
-    from twotower.release.registry import Champion
     from twotower.release.summary import Outcome
 
 VERBS = ("prepare", "split", "train", "evaluate", "index", "bundle")
@@ -318,7 +318,13 @@ def index(recipe: Recipe, *, split: Path, model: Path, out: Path) -> None:
         rows = np.flatnonzero(dataset.part == TEST)
         sample = np.random.default_rng(recipe.seed).permutation(rows)[:INDEX_SAMPLE]
         queries = contender.embed(labelled(dataset, sample)).embedding
-        metadata |= build_index(recipe.index, embeddings=contender.candidates.embedding, queries=queries, out=to)
+        metadata |= build_index(
+            recipe.index,
+            embeddings=contender.candidates.embedding,
+            queries=queries,
+            candidates=recipe.evaluate.candidates,
+            out=to,
+        )
 
 
 def gate(recipe: Recipe, *, report: Path, index: Path, champion: str = "", withdrawn: str = "", out: Path) -> "Verdict":
@@ -361,6 +367,7 @@ def bundle(recipe: Recipe, *, split: Path, model: Path, index: Path, report: Pat
     with writing(out, step="bundle", made_from=made) as (to, metadata):
         metadata |= write_bundle(
             recipe.bundle,
+            serve=recipe.serve,
             name=recipe.name,
             dataset=dataset,
             model=model,

@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from twotower.errors import StorageError
@@ -182,9 +182,16 @@ def fingerprint(address: str) -> str:
 
 
 def local_path(address: str) -> Path:
-    """The path that a plain path or a `file://` address names."""
+    """The path that a plain path or a `file://` address names.
+
+    Raises:
+        StorageError: the path begins with `~` and a user whom this machine does not know.
+    """
     if not address.startswith("file://"):
-        return Path(address).expanduser()
+        try:
+            return Path(address).expanduser()
+        except RuntimeError as fault:
+            raise StorageError(f"{address}: {fault} Name the folder itself.") from fault
     return Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
 
 
@@ -196,6 +203,8 @@ def _download_from_bucket(address: str, to: Path) -> None:
     if kind == "NotFound":
         raise StorageError(f"{address}: there is nothing. Check the address.")
     if kind == "Directory":
+        if outside := [info.path for info in _files(filesystem, path) if ".." in PurePosixPath(info.path).parts]:
+            raise StorageError(f"{address}: holds '{outside[0]}', which leads out of it. Remove that.")
         to.mkdir()
     copy_files(path, str(to), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from twotower.cli.tables import print_recommendation, print_report, print_similar
-from twotower.serving.results import Recommendation, RecommendedItem, SimilarItem, SimilarItems
+from twotower.serving.answers.results import Recommendation, RecommendedItem, SimilarItem, SimilarItems
 
 METRICS = ("ndcg@10", "recall@100")
 

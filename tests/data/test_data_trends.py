@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.data.trends import TREND_FEATURES, TrendArrays, Trends, lookup
+from twotower.data.trends import TREND_FEATURES, TrendArrays, Trends, lookup, unmet
 
 DAY = 86_400
 Log = list[tuple[int, int]]
@@ -121,3 +121,12 @@ def test_queries_may_share_their_candidates() -> None:
     snapshot, item = trends.snapshot_at(np.array([2, 4])), np.array([[0, 2]])
     shared = lookup(np, trends.arrays, snapshot, item)
     np.testing.assert_array_equal(shared, lookup(np, trends.arrays, snapshot, np.repeat(item, 2, axis=0)))
+
+
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_an_item_that_comes_after_the_log_has_what_one_of_the_catalogue_would_have_that_nobody_met(
+    length: int, block: int
+) -> None:
+    log = [(number % 3, number * DAY) for number in range(length)]
+    latest = of(log, items=4, block=block).latest()
+    np.testing.assert_allclose(unmet(length, items=4, block=block), latest[3], rtol=1e-6)

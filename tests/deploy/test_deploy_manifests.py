@@ -199,7 +199,7 @@ def test_the_user_is_the_one_of_the_image() -> None:
 
 
 def test_every_pod_that_serves_is_probed_and_bounded(pods_that_serve: list[Object]) -> None:
-    from twotower.serving.http import OPEN_PATHS
+    from twotower.serving.api.app import OPEN_PATHS
 
     for pod in pods_that_serve:
         [container] = pod["containers"]

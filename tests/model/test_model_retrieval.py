@@ -9,7 +9,8 @@ import pytest
 
 from twotower.model.config import RetrievalConfig
 from twotower.model.joint import _absent, _reach, _seen
-from twotower.model.retrieval import AUTO_ALL_AT_MOST, Sample, Temperature, retrieval_loss, takes_all
+from twotower.model.network import Temperature
+from twotower.model.retrieval import AUTO_ALL_AT_MOST, Sample, retrieval_loss, takes_all
 
 ITEMS = 4
 ALL = Sample(

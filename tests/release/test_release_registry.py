@@ -11,8 +11,9 @@ import pytest
 
 from twotower import artifact, storage
 from twotower.bundle_config import MODEL_KEY, bundle_id
+from twotower.champion import Champion
 from twotower.errors import ArtifactError, StorageError
-from twotower.release.registry import Champion, Registry
+from twotower.release.registry import Registry
 
 
 def _load() -> Any:

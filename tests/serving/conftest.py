@@ -1,9 +1,19 @@
 """A model small enough to check by hand, in a real bundle: the graphs are written out, the rest is the real path."""
 
+import importlib.util
+import itertools
 import json
-from collections.abc import Sequence
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +30,7 @@ from twotower.data.split import TEST, TRAIN, SplitDataset
 from twotower.data.trends import TREND_FEATURES
 from twotower.index.build import IndexConfig, build_index
 from twotower.model.exported import ExportedModel
+from twotower.serve_config import DEFAULTS, ServeConfig
 from twotower.serving.recommender import Recommender
 
 USERS, ITEMS, DIM, WIDTH, LENGTH, BLOCK = 25, 40, 4, 6, 5, 20
@@ -65,12 +76,13 @@ class World:
         latest = np.bincount(self.dataset.item[self.dataset.positive][-BLOCK:], minlength=ITEMS)
         return np.outer(np.log1p(latest) - np.log1p(BLOCK / ITEMS), self.tables["trends"][0]).astype(np.float32)
 
-    def write(self, target: Path, *, index: Path | None = None) -> Path:
+    def write(self, target: Path, *, index: Path | None = None, serve: ServeConfig = DEFAULTS) -> Path:
         """A sealed bundle of it."""
         metadata: dict[str, object] = {}
         with write_artifact(target, kind="bundle", metadata=metadata) as out:
             metadata |= write_bundle(
                 BundleConfig(popular_interactions=60),
+                serve=serve,
                 name="tiny",
                 dataset=self.dataset,
                 model=self.directory / "model",
@@ -225,3 +237,71 @@ def bundle_directory(world: World) -> Path:
 @pytest.fixture(scope="session")
 def recommender(bundle_directory: Path) -> Recommender:
     return Recommender.load(bundle_directory)
+
+
+READY = re.compile(r"(?:Serving (\S+)|Admin) on (http://\S+:\d+)\n")
+"""What a server says once it answers, for each port."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A `twotower serve` in a process of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    url: str
+    admin_url: str
+    bundle_id: str
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Any:
+    """Runs the real command: `with start_server(bundle, "--store", path, keys={...}, cwd=folder) as server`."""
+    return _running
+
+
+@contextmanager
+def _running(
+    bundle: Path | str, *options: str, keys: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[RunningServer]:
+    """Both ports, until they answer; what is still running at the end is killed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TWOTOWER_")}
+    command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", "0", "--admin-port", "0", *options]
+    # Into a file: a pipe that nobody reads would fill up and stop the server.
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("wb") as told:
+        process = subprocess.Popen(command, env=environment | dict(keys or {}), cwd=cwd, stderr=told)
+        try:
+            while len(found := READY.findall(text := Path(told.name).read_text(encoding="utf-8"))) < 2:
+                assert process.poll() is None, text
+                time.sleep(0.05)
+            urls = dict(found)
+            bundle_id = next(filter(None, urls))
+            yield RunningServer(process, urls[bundle_id], urls[""], bundle_id)
+        finally:
+            process.kill()
+            process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A running `PostgresServer` of the tests' own."""
+    where = Path(__file__).with_name("postgres_server.py")
+    specification = importlib.util.spec_from_file_location("postgres_server", where)
+    assert specification is not None
+    assert specification.loader is not None
+    module = sys.modules["postgres_server"] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    with module.running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: Any) -> Callable[[], str]:
+    """Makes an empty database and gives its address."""
+    numbers = itertools.count()
+
+    def make() -> str:
+        name = f"films_{next(numbers)}"
+        postgres.sql(f"CREATE DATABASE {name}")
+        return str(postgres.uri(name))
+
+    return make

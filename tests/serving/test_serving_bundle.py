@@ -15,6 +15,7 @@ USERS, ITEMS, CANDIDATES = 25, 40, 12
 FILES = [
     "bundle.json",
     "candidates.npy",
+    "golden.json",
     "histories/item.npy",
     "histories/positive.npy",
     "histories/start.npy",
@@ -34,6 +35,7 @@ FILES = [
     "report/card.md",
     "report/report.html",
     "report/report.json",
+    "serve.json",
     "trends.npy",
     "users.parquet",
 ]

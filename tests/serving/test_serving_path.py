@@ -18,6 +18,7 @@ from twotower.evaluation.model_contender import ModelContender
 from twotower.evaluation.queries import successive
 from twotower.model.exported import ExportedModel
 from twotower.recipe import Recipe, parse_recipe
+from twotower.serving.live.checking import check
 from twotower.serving.recommender import Recommender
 
 CANDIDATES, K = 30, 10
@@ -111,6 +112,10 @@ def test_a_server_answers_as_the_evaluation_judged(recommender: Recommender, tin
         differing += [item.item_id for item in answer.items] != wanted  # Rounding may turn two near-equals round.
     assert len(queries) > 300
     assert differing <= 1
+
+
+def test_a_bundle_of_a_trained_model_passes_every_check(recommender: Recommender) -> None:
+    assert check(recommender.bundle.directory).id == recommender.bundle.id
 
 
 def test_a_batch_of_the_trained_model_answers_as_one_by_one(recommender: Recommender) -> None:

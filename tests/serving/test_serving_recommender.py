@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import twotower
 from twotower.errors import RequestError
+from twotower.serving.answers.results import Recommendation
+from twotower.serving.answers.stages import Found, rank
 from twotower.serving.recommender import Recommender
-from twotower.serving.results import Recommendation
-from twotower.serving.stages import Found, rank
 
 USERS, ITEMS, DIM, LENGTH, CANDIDATES = 25, 40, 4, 5, 12
 """As in `conftest.py`."""
@@ -230,10 +230,9 @@ def test_equal_scores_keep_the_order_of_retrieval(world: Any, recommender: Recom
     ranked = rank(
         recommender.bundle.model,
         np.zeros((1, world.candidates().shape[1]), np.float32),
-        recommender.bundle.candidates,
-        trends=np.zeros_like(recommender.bundle.trends),
+        recommender.bundle.candidates[found.row],
+        trends=np.zeros_like(recommender.bundle.trends[found.row]),
         found=found,
-        places=4,
     )
     assert ranked.found.row[0, :3].tolist() == [7, 3, 5]
     assert ranked.retrieval_rank[0, :3].tolist() == [1, 2, 3]

@@ -17,12 +17,13 @@ from twotower.data.split import TRAIN, SplitDataset, load_split
 from twotower.errors import ArtifactError, TrainingError
 from twotower.model.exported import ExportedModel
 from twotower.model.joint import JointModel
+from twotower.model.network import WEIGHTS
 from twotower.model.task_weights import Balance
 from twotower.recipe import Recipe
 from twotower.training.step import TrainState
 from twotower.training.train import Trained, build_model, train
 from twotower.training.validation import Validator
-from twotower.training.warm_start import WEIGHTS, carry_over, save_weights
+from twotower.training.warm_start import carry_over, save_weights
 
 ITEMS = "candidate_id_item_id"
 Keep = Callable[[JointModel], Path]

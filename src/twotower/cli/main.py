@@ -9,7 +9,21 @@ from typing import Any
 
 import click
 
-from twotower.cli import answers, cluster, init, pipeline, release, run, serve, steps, validate
+from twotower.cli import (
+    answers,
+    bench,
+    cluster,
+    events,
+    export,
+    init,
+    keys,
+    pipeline,
+    release,
+    run,
+    serve,
+    steps,
+    validate,
+)
 from twotower.errors import MissingExtraError, TwotowerError
 
 EXTRA_OF = {
@@ -18,6 +32,7 @@ EXTRA_OF = {
     "duckdb": "train",
     "fastapi": "serve",
     "filelock": "pipeline",
+    "httptools": "serve",
     "ibis": "train",
     "jax": "train",
     "jax2onnx": "train",
@@ -28,10 +43,12 @@ EXTRA_OF = {
     "kfp_server_api": "pipeline",
     "kubernetes": "pipeline",
     "onnx": "train",
+    "prometheus_client": "serve",
     "scipy": "train",
     "threadpoolctl": "train",
     "tomli_w": "train",
     "uvicorn": "serve",
+    "uvloop": "serve",
     "vl_convert": "train",
     "yaml": "pipeline",
 }
@@ -99,6 +116,10 @@ for command in (
     answers.recommend,
     answers.similar,
     serve.serve,
+    bench.bench,
+    keys.keys,
+    export.export,
+    events.events,
     steps.locate,
     steps.fetch,
     validate.validate,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from twotower.serving.results import Recommendation, SimilarItems
+    from twotower.serving.answers.results import Recommendation, SimilarItems
 
 PIPE_WIDTH = 120
 """Columns where the output is no terminal, so that a table in a file does not depend on one."""

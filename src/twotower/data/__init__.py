@@ -5,6 +5,7 @@ called), `database.py` (the DuckDB session), `interactions.py` and `features.py`
 (a source's tables, kept as they were), `prepare.py` (types, duplicates, minimum counts, positives), `fingerprint.py`
 and `located.py` (which data lies where, and whether it changed), `split.py` (train, validation, test), `profile.py` and
 `profile_page.py` (what `twotower validate` tells), `schema.py` (which column feeds which tower), `vocabulary.py`
-(id <-> row), `feature_encoders.py` and `fitted_features.py` (columns -> arrays), `histories.py` (who met what before
-when), `trends.py` (what was popular when), `batches.py` (training batches), `windows.py` (histories read at once).
+(id <-> row), `feature_encoders.py` and `fitted_features.py` (columns -> arrays), `item_columns.py` (the items table as
+filters read it), `histories.py` (who met what before when), `trends.py` (what was popular when), `batches.py` (training
+batches), `windows.py` (histories read at once).
 """

@@ -28,6 +28,8 @@ class FilesConfig:
 
     interactions: str = ""
     """File, URI or SQL query of the interactions; with `test`, of those to train on."""
+    new_interactions: str = ""
+    """What `twotower events export` wrote: the interactions that a server recorded, read below `interactions`."""
     validation: str = ""
     """Interactions that stop the training, for split.protocol = "given"."""
     test: str = ""
@@ -36,6 +38,8 @@ class FilesConfig:
     """File, URI or SQL query of the users table; may be left out."""
     items: str = ""
     """File, URI or SQL query of the items table; where it is left out, the items met are the catalogue."""
+    new_items: str = ""
+    """What `twotower events export --items` wrote: each takes the place of the one with the same id in `items`."""
     attach: dict[str, str] = field(default_factory=dict)
     """Databases for the queries: name -> file or DuckDB connection string, opened for reading only."""
     columns: dict[str, str] = field(default_factory=dict)

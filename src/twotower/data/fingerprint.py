@@ -34,7 +34,8 @@ def _files(config: PrepareConfig) -> Iterator[Path]:
 
 def _own_files(files: FilesConfig, *, base: Path) -> Iterator[Path]:
     """Whatever exists under a name that the recipe gives; a query or an address is the name of no file."""
-    for place in (files.interactions, files.validation, files.test, files.users, files.items):
+    logs = (files.interactions, files.new_interactions, files.validation, files.test)
+    for place in (*logs, files.users, files.items, files.new_items):
         if not place:
             continue
         for path in _matching(base / Path(place).expanduser()):

@@ -40,7 +40,7 @@ from twotower.data.schema import (
 )
 from twotower.data.split import TRAIN, SplitDataset
 from twotower.data.vocabulary import Vocabulary, plain
-from twotower.errors import RecipeError
+from twotower.errors import ArtifactError, RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +109,32 @@ class FittedFeatures:
 
     @classmethod
     def load(cls, directory: Path) -> "FittedFeatures":
-        """Read what `save` wrote."""
-        described = json.loads((directory / "features.json").read_text(encoding="utf-8"))
-        towers: dict[str, tuple[FeatureEncoder, ...]] = {}
-        for tower in ("query", "candidate"):
-            folder = directory / "vocabularies"
-            towers[tower] = tuple(_restore(entry, folder=folder, tower=tower) for entry in described[tower])
-        history = described["history"]
-        return cls(
-            query=towers["query"],
-            candidate=towers["candidate"],
-            history=HistoryEncoder(_HISTORY.validate_python(history), item_vocabulary(towers["candidate"]))
-            if history
-            else None,
-            user_columns=tuple(described["user_columns"]),
-        )
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: a file of it is missing or damaged.
+        """
+        path = directory / "features.json"
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+            towers = {
+                tower: tuple(
+                    _restore(entry, folder=directory / "vocabularies", tower=tower) for entry in described[tower]
+                )
+                for tower in ("query", "candidate")
+            }
+            history = described["history"]
+            return cls(
+                query=towers["query"],
+                candidate=towers["candidate"],
+                history=HistoryEncoder(_HISTORY.validate_python(history), item_vocabulary(towers["candidate"]))
+                if history
+                else None,
+                user_columns=tuple(described["user_columns"]),
+            )
+        except (OSError, ValueError, LookupError, TypeError, RecipeError) as fault:
+            reason = " ".join(str(fault).split())[:200]
+            raise ArtifactError(f"{path}: not readable ({reason}). Train the model again.") from fault
 
 
 def fit_features(
@@ -272,7 +283,10 @@ def _restore(entry: Mapping[str, Any], *, folder: Path, tower: str) -> FeatureEn
 
 
 def _vocabulary_path(folder: Path, tower: str, feature: Any) -> Path:
-    return folder / f"{tower}_{feature.kind}_{feature.column}.parquet"
+    path = folder / f"{tower}_{feature.kind}_{feature.column}.parquet"
+    if path.parent != folder:
+        raise ValueError(f"column '{feature.column}' leads out of {folder}")
+    return path
 
 
 def _refuse_repeats(names: Sequence[str], *, tower: str) -> None:

@@ -50,7 +50,7 @@ def prepare(config: PrepareConfig, *, seed: int, out: Path, raw_from: Path | Non
         out: An open directory; gets `interactions.parquet`, `users.parquet`, `items.parquet`, and `world.npz` where
             the world is simulated.
 
-    Returns: `source`, `label_columns`, `context_columns`, `title_column`, `counts`.
+    Returns: `source`, `positives`, `label_columns`, `context_columns`, `title_column`, `counts`.
 
     Raises:
         DataError: the tables do not hold what the recipe says, or nothing is left of them.
@@ -64,6 +64,7 @@ def prepare(config: PrepareConfig, *, seed: int, out: Path, raw_from: Path | Non
         counts = _write(database, raw, labels=labels, met_only=config.min_item_interactions > 0, out=out)
     return {
         "source": config.source,
+        "positives": config.positives,
         "label_columns": list(labels),
         "context_columns": list(raw.context),
         "title_column": raw.title_column,

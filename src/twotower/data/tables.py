@@ -15,6 +15,12 @@ GIVEN_PART = "given_part"
 """0 train, 1 validation, 2 test: only where the user's own files say so."""
 PART = "part"
 """The same, as `split` decided it."""
+KEYS = ("user_id", "item_id", "timestamp")
+"""Columns that every interaction has."""
+RESERVED = (*KEYS, "positive", PART, GIVEN_PART, INPUT_ROW)
+"""No label and no context column has one of these names."""
+EVENT_ID = "event_id"
+"""An interaction's own id, where a server recorded it."""
 
 _ROW_GROUP = 1_048_576
 

@@ -133,6 +133,18 @@ def lookup(xp: ModuleType, arrays: TrendArrays, snapshot: Any, item: Any) -> Any
     return xp.stack(features, axis=-1).astype(np.float32)
 
 
+def unmet(interactions: int, *, items: int, block: int) -> NDArray[np.float32]:
+    """`[F]` the features that an item not yet met has at the end of a log.
+
+    Args:
+        interactions: Length of the log.
+        items: Size of its catalogue.
+        block: Interactions in a block.
+    """
+    means = [min(window * block, interactions) / items for window in WINDOWS]
+    return np.array([*(-np.log1p(mean) for mean in (*means, interactions / items)), 0, 1], np.float32)
+
+
 def _lift(xp: ModuleType, count: Any, *, mean: Any) -> Any:
     return xp.log1p(count.astype(np.float32)) - xp.log1p(mean)[:, None]
 

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from twotower.errors import ArtifactError
+
 OUT_OF_VOCABULARY = 0
 """The row of a value that is missing, or that the train part does not hold."""
 
@@ -57,8 +59,15 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
-        """Read what `save` wrote."""
-        return cls(pq.read_table(path)["value"].combine_chunks())
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: there is no such file, or no values in it.
+        """
+        try:
+            return cls(pq.read_table(path)["value"].combine_chunks())
+        except (OSError, KeyError, pa.ArrowException) as fault:
+            raise ArtifactError(f"{path}: no vocabulary ({fault}). Train the model again.") from fault
 
 
 def texts(values: Any) -> list[str | None]:

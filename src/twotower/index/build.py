@@ -1,4 +1,4 @@
-"""Candidate embeddings -> an index on disk, chosen by the size of the catalogue and measured against the exact one."""
+"""Candidate embeddings -> an index on disk, chosen by measurement against the exact one."""
 
 import json
 import time
@@ -9,66 +9,94 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.errors import ArtifactError
-from twotower.index.approximate import HnswIndex
 from twotower.index.config import IndexConfig
 from twotower.index.contract import Index, checked_queries
 from twotower.index.exact import ExactIndex
+from twotower.index.graph import HnswIndex
+from twotower.index.inverted import IvfIndex
+from twotower.index.tune import kth_score, shares_found, tuned, widest
 
 DESCRIPTION = "index.json"
-KINDS: dict[str, type[Index]] = {ExactIndex.kind: ExactIndex, HnswIndex.kind: HnswIndex}
+KINDS: dict[str, type[Index]] = {index.kind: index for index in (ExactIndex, IvfIndex, HnswIndex)}
 """Every index, by the word for it."""
 
 DEPTHS = (10, 100)
-"""The k at which recall is measured."""
+"""The k at which recall is measured, beside the number of candidates."""
 TIMED = 200
 """Searches timed one by one."""
-ROUNDING = 1e-5
-"""Relative difference below which two inner products of the same vectors count as equal."""
 
 
 def build_index(
-    config: IndexConfig, *, embeddings: NDArray[np.float32], queries: NDArray[np.float32], out: Path
+    config: IndexConfig,
+    *,
+    embeddings: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    candidates: int = 100,
+    out: Path,
 ) -> dict[str, Any]:
     """Build, measure and save the index that the recipe asks for.
 
-    The approximate index is measured against the exact one, also where the exact one is then taken, so that a reader
-    sees what the choice costs; only `kind = "exact"` leaves it out.
+    Every other query tunes the approximate index, the rest measure it. Without queries nothing can be measured, and
+    `auto` takes the exact one.
 
     Args:
         config: The recipe's section.
         embeddings: `[I, D]` candidate embeddings by row of the catalogue.
-        queries: `[q, D]` query embeddings to measure with, such as those of the test split.
+        queries: `[q, D]` query embeddings to tune and measure with, such as those of the test split.
+        candidates: How many items retrieval will be asked for.
         out: Open directory to write into.
 
     Returns:
-        `kind`, `items`, `dim`, `queries`; with queries also `ms_per_query` (kind -> median of one search
-        for the best 100) and `recall` (`{"10": ..., "100": ...}`) of the approximate index, whose `build_seconds` are
-        there where it was built.
+        `kind`, `items`, `dim`, `queries`, `candidates`; with queries also `ms_per_query` (kind -> median of one search
+        for the candidates); where an approximate index was built also its `build_seconds`, and with queries its
+        `recall` (`{"10": ..., "100": ..., ...}`).
     """
     exact = ExactIndex.build(embeddings)
     items, dim = exact.embeddings.shape
     queries = checked_queries(queries, 1, dim=dim)
-    facts: dict[str, Any] = {"kind": exact.kind, "items": items, "dim": dim, "queries": len(queries)}
-    chosen: Index = exact
-    built: list[Index] = [exact]
-    if config.kind != exact.kind:
-        started = time.perf_counter()
-        graph = _build_graph(config, exact.embeddings)
+    facts: dict[str, Any] = {"kind": exact.kind, "items": items, "dim": dim}
+    facts |= {"queries": len(queries), "candidates": candidates}
+    asked = queries[1::2] if len(queries) > 1 else queries
+    started = time.perf_counter()
+    other = _approximate(config, exact, queries=queries[::2], candidates=candidates)
+    if other is not None:
         facts["build_seconds"] = time.perf_counter() - started
-        built.append(graph)
-        chosen = graph if config.kind == graph.kind or items >= config.exact_below else exact
+    built: list[Index] = [exact] if other is None else [exact, other]
     if len(queries):
-        facts["ms_per_query"] = {index.kind: milliseconds_per_query(index, queries) for index in built}
-        for other in built[1:]:
-            facts["recall"] = {str(k): recall_against(exact, other, queries=queries, k=k) for k in DEPTHS}
+        facts["ms_per_query"] = {index.kind: milliseconds_per_query(index, asked, k=candidates) for index in built}
+    if other is not None and len(queries):
+        facts["recall"] = {
+            str(k): recall_against(exact, other, queries=asked, k=k) for k in sorted({*DEPTHS, candidates})
+        }
+    chosen = _chosen(config, facts, built)
     save_index(chosen, out)
     return facts | {"kind": chosen.kind}
 
 
-def _build_graph(config: IndexConfig, embeddings: NDArray[np.float32]) -> HnswIndex:
-    return HnswIndex.build(
-        embeddings, links=config.links, build_depth=config.build_depth, search_depth=config.search_depth
-    )
+def _approximate(
+    config: IndexConfig, exact: ExactIndex, *, queries: NDArray[np.float32], candidates: int
+) -> Index | None:
+    """The approximate index that is asked for, or that may be worth taking; None for neither."""
+    if config.kind == HnswIndex.kind:
+        return HnswIndex.build(
+            exact.embeddings, links=config.links, build_depth=config.build_depth, search_depth=config.search_depth
+        )
+    is_small = len(exact.embeddings) < config.exact_below or not len(queries)
+    if config.kind == ExactIndex.kind or (config.kind == "auto" and is_small):
+        return None
+    index = IvfIndex.build(exact.embeddings)
+    if not len(queries):
+        return index
+    found = tuned(index, exact, queries=queries, depth=candidates, recall=config.recall)
+    return found or (None if config.kind == "auto" else index.reaching(widest(index, depth=candidates)))
+
+
+def _chosen(config: IndexConfig, facts: dict[str, Any], built: list[Index]) -> Index:
+    """The one named; for `auto` the faster one."""
+    *_, last = built
+    if len(built) == 1 or config.kind == last.kind:
+        return last
+    return min(built, key=lambda index: float(facts["ms_per_query"][index.kind]))
 
 
 def save_index(index: Index, directory: Path) -> None:
@@ -99,20 +127,15 @@ def load_index(directory: Path) -> Index:
 
 
 def recall_against(exact: Index, other: Index, *, queries: NDArray[np.float32], k: int) -> float:
-    """The share of the best `k` items that `other` finds, over all of at least one query.
-
-    An item counts when it scores as high as the exact `k`-th: among equals, either choice is right.
-    """
-    cut = exact.search(queries, k)[1][:, -1:]
-    found = other.search(queries, k)[1]
-    return float(np.mean(found >= cut - ROUNDING * np.maximum(1.0, np.abs(cut))))
+    """The share of the best `k` items that `other` finds, over all of at least one query; see `shares_found`."""
+    return float(shares_found(kth_score(exact, queries, k), other, queries=queries, k=k).mean())
 
 
-def milliseconds_per_query(index: Index, queries: NDArray[np.float32]) -> float:
-    """Median time of one search for the best 100 with a single query, over up to `TIMED` of them."""
+def milliseconds_per_query(index: Index, queries: NDArray[np.float32], *, k: int) -> float:
+    """Median time of one search for the best `k` with a single query, over up to `TIMED` of them."""
     seconds = []
     for row in range(min(TIMED, len(queries))):
         started = time.perf_counter()
-        index.search(queries[row : row + 1], max(DEPTHS))
+        index.search(queries[row : row + 1], k)
         seconds.append(time.perf_counter() - started)
     return 1e3 * float(np.median(seconds))

@@ -28,11 +28,20 @@ class Index(Protocol):
     def build(cls, embeddings: NDArray[np.float32]) -> Self:
         """An index over `[I, D]` embeddings, with the settings that the class holds for best."""
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows for `[q, D]` queries and their scores, both `[q, min(k, I)]`, best first; equal scores by row.
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best rows for `[q, D]` queries and their scores, both `[q, min(k, I')]`, best first; equal scores by row.
+
+        `I'` is how many items are allowed: however few these are, nothing else comes, and so many do.
+
+        Args:
+            queries: The query embeddings.
+            k: How many rows to bring.
+            allowed: `[I]` the rows that may come; None for all.
 
         Raises:
-            RequestError: queries of another width, a NaN or infinite query, or `k` below 1.
+            RequestError: queries of another width, a NaN or infinite query, `k` below 1, or a mask of another shape.
         """
 
     def save(self, directory: Path) -> None:
@@ -57,6 +66,20 @@ def checked_queries(queries: NDArray[np.float32], k: int, *, dim: int) -> NDArra
     if len(wrong := np.flatnonzero(~np.isfinite(checked).all(axis=1))):
         raise RequestError(f"search: query {wrong[0]} holds NaN or infinite values. Look at the features behind it.")
     return checked
+
+
+def checked_allowed(allowed: NDArray[np.bool_], *, items: int) -> NDArray[np.bool_]:
+    """The mask, of truth values `[items]`.
+
+    Raises:
+        RequestError: another shape or type.
+    """
+    if allowed.shape != (items,) or allowed.dtype != np.bool_:
+        raise RequestError(
+            f"search: allowed is {allowed.dtype} of shape {allowed.shape}, the index holds {items} items. Give a truth "
+            "value for each."
+        )
+    return allowed
 
 
 def checked_embeddings(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,12 +6,16 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.index.contract import EMBEDDINGS, checked_embeddings, checked_queries, load_embeddings
+from twotower.index.contract import EMBEDDINGS, checked_allowed, checked_embeddings, checked_queries, load_embeddings
 
 GROUP = 16
 """Items of which one maximum is taken on the way to the best of all."""
 BLOCK_SCORES = 1 << 22
 """Scores held at once, which bounds memory: 16 MiB of float32."""
+
+GATHERED = 0.1
+"""Share of the items up to which those allowed are put together and scored alone. Measured at a million items, 64 wide,
+on one core: all take 13 ms, a tenth put together 7 ms, a half 40 ms."""
 
 
 class ExactIndex:
@@ -33,18 +37,20 @@ class ExactIndex:
         """An index over `[I, D]` embeddings."""
         return cls(checked_embeddings(embeddings))
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows and their scores, both `[q, min(k, I)]`; see `contract.Index.search`."""
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best rows and their scores, both `[q, min(k, I')]`; see `contract.Index.search`."""
         items, dim = self._embeddings.shape
         checked = checked_queries(queries, k, dim=dim)
-        k = min(k, items)
-        rows = np.empty((len(checked), k), np.int64)
-        scores = np.empty((len(checked), k), np.float32)
-        step = max(1, BLOCK_SCORES // items)
-        for start in range(0, len(checked), step):
-            block = slice(start, start + step)
-            rows[block], scores[block] = best(checked[block] @ self._embeddings.T, k)
-        return rows, scores
+        if allowed is None:
+            return _best_of(self._embeddings, checked, min(k, items))
+        places = np.flatnonzero(checked_allowed(allowed, items=items))
+        k = min(k, len(places))
+        if len(places) <= GATHERED * items:
+            columns, scores = _best_of(np.take(self._embeddings, places, axis=0), checked, k)
+            return places[columns], scores
+        return _best_of(self._embeddings, checked, k, barred=~allowed)
 
     def save(self, directory: Path) -> None:
         """Write `embeddings.npy`."""
@@ -54,6 +60,24 @@ class ExactIndex:
     def load(cls, directory: Path) -> Self:
         """Open `embeddings.npy`, memory-mapped."""
         return cls(load_embeddings(directory))
+
+
+def _best_of(
+    embeddings: NDArray[np.float32], queries: NDArray[np.float32], k: int, *, barred: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best `k` rows of `[I, D]` embeddings and their scores, both `[q, k]`, at least `k` not being barred."""
+    rows = np.empty((len(queries), k), np.int64)
+    scores = np.empty((len(queries), k), np.float32)
+    if k == 0:
+        return rows, scores
+    step = max(1, BLOCK_SCORES // len(embeddings))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        whole = queries[block] @ embeddings.T
+        if barred is not None:
+            np.copyto(whole, -np.inf, where=barred)
+        rows[block], scores[block] = best(whole, k)
+    return rows, scores
 
 
 def best(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

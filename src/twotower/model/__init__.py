@@ -2,12 +2,13 @@
 
 Reading order: `config` (what the recipe says), `encoders` (a feature's numbers -> a piece of a tower's input),
 `sequence` (a history read in its order), `towers`, `sampling`, `losses`, `retrieval`, `memory` (a history beside a
-candidate), `experts` (what joint tasks share), `ranking`, `task_weights` (many losses -> one), `joint` (both tasks);
-then `export` (-> ONNX), `calibrated` (what is told of a prediction) and `exported` (the same model without Keras: what
-evaluation and the server run).
+candidate), `experts` (what joint tasks share), `ranking`, `network` (the layers together), `task_weights` (many losses
+-> one), `joint` (both tasks); then `export` (-> ONNX), `calibrated` (what is told of a prediction), `graph_file` (the
+weights in an ONNX file) and `exported` (the same model without Keras: what evaluation and the server run).
 """
 
 import os
 
-# Keras reads this once, when it is first imported. Our training step is written in JAX.
+# Keras reads this once, when it is first imported: `savedmodel.build` has imported it before, for TensorFlow. Our
+# training step is written in JAX.
 os.environ["KERAS_BACKEND"] = "jax"

@@ -17,6 +17,7 @@ from twotower.data.fitted_features import FittedFeatures
 from twotower.errors import ArtifactError
 from twotower.model.calibrated import Calibration
 from twotower.model.config import RETRIEVAL
+from twotower.model.graph_file import refuse_other_files
 
 QUERY_GRAPH, CANDIDATE_GRAPH, RANKING_GRAPH = "query_tower.onnx", "candidate_tower.onnx", "ranking.onnx"
 DESCRIPTION = "model.json"
@@ -54,7 +55,7 @@ class ExportedModel:
             threads: Threads within one call; 0 leaves it to ONNX Runtime.
 
         Raises:
-            ArtifactError: a file is missing or is no graph that ONNX Runtime can run.
+            ArtifactError: a file is missing, is no graph that ONNX Runtime can run, or leads to other files.
         """
         try:
             description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
@@ -78,9 +79,12 @@ class ExportedModel:
                 f"{directory / DESCRIPTION}: not readable ({fault!r}). Train the model again."
             ) from fault
         self.features = FittedFeatures.load(directory)
-        self._query = _session(directory / QUERY_GRAPH, threads=threads)
-        self._candidate = _session(directory / CANDIDATE_GRAPH, threads=threads)
-        self._ranking = _session(directory / RANKING_GRAPH, threads=threads) if self.labels else None
+        self.graphs = tuple(
+            directory / name for name in (QUERY_GRAPH, CANDIDATE_GRAPH, *([RANKING_GRAPH] if self.labels else []))
+        )
+        """The files of the towers and, where there are labels, of the ranking head."""
+        self._query, self._candidate, *rest = (_session(graph, threads=threads) for graph in self.graphs)
+        self._ranking = rest[0] if rest else None
 
     @classmethod
     def load(cls, directory: Path) -> "ExportedModel":
@@ -153,11 +157,13 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise ArtifactError(f"{path}: missing. Train the model again.")
+    content = path.read_bytes()
+    refuse_other_files(path, content)  # ONNX Runtime would follow them from wherever the server was started.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as fault:  # ONNX Runtime has an exception of its own for each kind of broken graph, none public.
         raise ArtifactError(f"{path}: no graph that ONNX Runtime can run ({fault}). Train the model again.") from fault
 

@@ -1,6 +1,6 @@
-"""One joint model: two towers, the retrieval task and the ranking head, and one weighted loss over both."""
+"""One joint model: the network of both towers and the ranking head, and one weighted loss over both tasks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from jax import Array
-from keras import ops
 from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.trends import TREND_FEATURES
 from twotower.model.config import MET, RETRIEVAL, ModelConfig
-from twotower.model.encoders import ITEM_TABLE, build_encoders, sequence_of, table_shapes
+from twotower.model.encoders import table_shapes
 from twotower.model.losses import (
     LEFT_OUT,
     binary_cross_entropy,
@@ -23,19 +21,14 @@ from twotower.model.losses import (
     squared_error,
     weighted_mean,
 )
-from twotower.model.memory import HistoryMemory
-from twotower.model.ranking import MEMORY_WIDTH, RankingHead
-from twotower.model.retrieval import Sample, Temperature, retrieval_loss
-from twotower.model.sequence import SequenceEncoder, last_state
+from twotower.model.network import Call, Network
+from twotower.model.retrieval import Sample, retrieval_loss
 from twotower.model.task_weights import static_total, uncertainty_total
-from twotower.model.towers import BIAS, ONE, Tower
 
 Weights = dict[str, list[Array]]
 """Part ("history", "query", "memory", "candidate", "retrieval", "ranking", "tasks") -> its weights."""
 Tables = dict[str, Array]
 """Embedding table by name, `[rows, dim]`."""
-Call = Callable[..., Any]
-"""Part, then its arguments -> its output."""
 SHARED = ("history", "query", "candidate")
 """Parts that every task pulls at."""
 
@@ -66,8 +59,8 @@ class Scored(NamedTuple):
     """`[B, C]`."""
 
 
-class JointModel:
-    """Towers and head as Keras layers, with their weights held outside: every method is a pure function of them."""
+class JointModel(Network):
+    """The network with its weights held outside, as training needs it: every method is a pure function of them."""
 
     def __init__(self, config: ModelConfig, *, features: FittedFeatures, seed: int) -> None:
         """Build the layers and draw their first weights.
@@ -77,111 +70,24 @@ class JointModel:
             features: The fitted features of both towers, whose inputs the layers take.
             seed: Decides the first weights and dropout.
         """
-        self.config, self.features = config, features
         keras.utils.set_random_seed(seed)
-        has_ranking = bool(config.ranking.labels)
-        bias, ranking_dim = config.retrieval.item_bias, config.ranking.dim if has_ranking else 0
-        self.dim = config.embedding_dim + bias
-        """Width of what the index compares: the embedding, and the bias or the 1 that meets it."""
-        self.output_dim = self.dim + ranking_dim
-        """Width of a tower's whole output, without the query's memory."""
-        self.memory_length = min(config.ranking.memory, features.history.config.length) if features.history else 0
-        self.memory_length *= has_ranking
+        super().__init__(config, features=features)
         self.tasks = tuple(config.tasks())
         self.has_negatives = RETRIEVAL in self.tasks or MET in self.tasks
         """Whether any task asks of more than what was met."""
         self.kinds = {RETRIEVAL: "listwise"} | {label.name: label.kind for label in config.ranking.labels}
         """Task -> the kind of its loss."""
-        shapes = table_shapes(features)
-        self.layers: dict[str, keras.layers.Layer] = {}
-        if (sequence := sequence_of(features)) is not None:
-            self.layers["history"] = SequenceEncoder(sequence, table=ITEM_TABLE, dim=shapes[ITEM_TABLE][1])
-        for tower, network, beside in (
-            ("query", config.query_tower, ONE),
-            ("candidate", config.candidate_tower, BIAS),
-        ):
-            self.layers[tower] = Tower(
-                build_encoders(features, tower=tower),
-                config=network,
-                embedding_dim=config.embedding_dim,
-                ranking_dim=ranking_dim,
-                unit_vectors=config.retrieval.unit_vectors,
-                beside=beside if bias else "nothing",
-                name=f"{tower}_tower",
-            )
-        self.layers["retrieval"] = Temperature(config.retrieval.temperature, learned=config.retrieval.learn_temperature)
-        if self.memory_length:
-            self.layers["memory"] = HistoryMemory(
-                ITEM_TABLE, length=self.memory_length, heads=config.ranking.memory_heads, width=MEMORY_WIDTH
-            )
-        if has_ranking:
-            self.layers["ranking"] = RankingHead(config.ranking, embedding_dim=self.dim, memory=self.memory_length)
         if config.task_weights == "uncertainty":
             self.layers["tasks"] = TaskWeights(len(self.tasks))
-        self.tables = _draw_tables(shapes, seed=seed)
+        self.tables = _draw_tables(table_shapes(features), seed=seed)
 
     def build(
         self, query_inputs: Mapping[str, Any], candidate_inputs: Mapping[str, Any], *, label_means: NDArray[np.float32]
     ) -> None:
-        """Make every weight, by calling each layer once on a row; predictions begin at the labels' means."""
-        query = self.embed_query(self.call_layers, query_inputs, self.tables)
-        candidate = self.layers["candidate"](candidate_inputs, self.tables)
+        """Make every weight; predictions begin at the labels' means."""
+        self.call_once(query_inputs, candidate_inputs, self.tables)
         if "ranking" in self.layers:
-            self.rank(self.call_layers, query[:1], candidate[:1][None], trends=jnp.zeros((1, 1, TREND_FEATURES)))
             self.layers["ranking"].begin_at(label_means.tolist())
-
-    def call_layers(self, part: str, *arguments: Any, **named: Any) -> Any:
-        """One layer's output by the weights that it holds itself."""
-        return self.layers[part](*arguments, **named)
-
-    def embed_query(self, call: Call, inputs: Mapping[str, Any], tables: Mapping[str, Any]) -> Any:
-        """`[n, R + M]` the query tower's output and then the memory, from inputs as a server has them.
-
-        Args:
-            call: Calls a layer by the name of its part.
-            inputs: `[n, ...]` by name, the history newest first.
-            tables: By name.
-        """
-        given = dict(inputs)
-        if "history" in self.layers:
-            given["history_count"] = ops.sum(ops.cast(given["history_items"] >= 0, "int32"), axis=1)
-            given["history_state"] = last_state(lambda items, days: call("history", items, days, tables), given)
-        query = call("query", given, tables)
-        if not self.memory_length:
-            return query
-        return ops.concatenate([query, call("memory", given, tables)], axis=-1)
-
-    def rank(self, call: Call, query: Any, candidate: Any, *, trends: Any) -> Any:
-        """The ranking head's output, `[B, C, L]`.
-
-        Args:
-            call: Calls a layer by the name of its part.
-            query: `[B, R + M]` as `embed_query` gives it.
-            candidate: `[B, C, R]` outputs of the candidate tower.
-            trends: `[B, C, F]`; not read by a model without.
-        """
-        tower, memory = query[:, : self.output_dim], query[:, self.output_dim :]
-        products = ops.sum(tower[:, None, : self.dim] * candidate[..., : self.dim], axis=-1)
-        return call("ranking", tower, candidate, self.beside(memory, self.to_logits(call, products), trends))
-
-    def to_logits(self, call: Call, products: Any) -> Any:
-        """Inner products of embeddings -> retrieval's logits; cosines stay what they are where the loss wants them."""
-        is_cosine = self.config.retrieval.loss == "cosine_contrastive"
-        return products if is_cosine else call("retrieval", products)
-
-    def beside(self, memory: Any, logits: Any, trends: Any) -> dict[str, Any]:
-        """What the head reads beside both towers' outputs; what this model does not have is left out."""
-        given = {"logits": logits}
-        if self.memory_length:
-            given["memory"] = memory
-        if self.config.ranking.trends:
-            given["trends"] = trends
-        return given
-
-    def temperature(self) -> float:
-        """What retrieval's inner products are divided by, by the weights that the layers hold."""
-        is_cosine = self.config.retrieval.loss == "cosine_contrastive"
-        return 1.0 if is_cosine else float(np.exp(self.layers["retrieval"].logarithm.value))
 
     def weights(self) -> Weights:
         """The first trainable weights, by part."""

@@ -1,13 +1,9 @@
-"""The retrieval task: embeddings -> logits -> loss."""
+"""The retrieval task: logits -> loss."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
-import keras
-import numpy as np
 from jax import Array
-from keras import ops
 
 from twotower.model.config import RetrievalConfig
 from twotower.model.losses import batch_softmax, cosine_contrastive, full_softmax, gbce, sampled_softmax
@@ -22,20 +18,6 @@ AUTO_ALL_AT_MOST = 10_000
 def takes_all(config: RetrievalConfig, *, items: int) -> bool:
     """Whether every item of the train part is a negative at every step."""
     return config.negatives == "all" or (config.negatives == "auto" and items <= AUTO_ALL_AT_MOST)
-
-
-class Temperature(keras.layers.Layer):
-    """Divides the logits by a number that training may move; its logarithm is the weight, so it stays above 0."""
-
-    def __init__(self, start: float, *, learned: bool) -> None:
-        super().__init__(name="retrieval")
-        self.logarithm = self.add_weight(shape=(), initializer="zeros", trainable=learned, name="log_temperature")
-        self.logarithm.assign(np.log(start))
-        self.built = True
-
-    def call(self, products: Any) -> Any:
-        """Inner products of embeddings -> logits, of any shape."""
-        return products * ops.exp(-self.logarithm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,35 +10,14 @@ A registry is a folder or an object store. Versions are never changed once they 
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from twotower import artifact, storage
 from twotower.bundle_config import KIND, MODEL_KEY, bundle_id
+from twotower.champion import Champion, champion_address, read_champion, version_address
 from twotower.errors import ArtifactError, StorageError
-
-CHAMPION = "champion.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Champion:
-    """Which version answers."""
-
-    version: str
-    """Bundle id."""
-    model: str
-    """Fingerprint of the model in it: the same training gives the same."""
-    previous: str | None
-    """The version before, for a rollback."""
-    rival: str = ""
-    """The version that it was held against; "" where there was none."""
-    withdrawn: dict[str, str] = field(default_factory=dict)
-    """Model -> version, of those that were rolled back: no run promotes them again by itself."""
-    sequence: int
-    """How often the champion has changed."""
-    since: str
-    """UTC, ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +31,7 @@ class Registry:
 
     def version_address(self, version: str) -> str:
         """Where the bundle of a version lies."""
-        return storage.join(self.address, self.name, "versions", version)
+        return version_address(self._folder, version)
 
     def model_address(self, version: str) -> str:
         """Where the model of a version lies, with its weights."""
@@ -65,15 +44,7 @@ class Registry:
             ArtifactError: the record is damaged.
             StorageError: the registry cannot be read.
         """
-        address = self._champion_address()
-        if not storage.exists(address):
-            return None
-        try:
-            return Champion(**json.loads(storage.read_bytes(address)))
-        except (ValueError, TypeError) as fault:
-            raise ArtifactError(
-                f"{address}: damaged ({fault}). Deploy a version again, by `twotower deploy`."
-            ) from fault
+        return read_champion(self._folder)
 
     def rival_of(self, model: str) -> str:
         """The version that a model has to beat; "" where there is none.
@@ -202,8 +173,12 @@ class Registry:
         storage.write_bytes(self._champion_address(), json.dumps(asdict(champion), indent=1).encode() + b"\n")
         return champion
 
+    @property
+    def _folder(self) -> str:
+        return storage.join(self.address, self.name)
+
     def _champion_address(self) -> str:
-        return storage.join(self.address, self.name, CHAMPION)
+        return champion_address(self._folder)
 
 
 def _now() -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from twotower import artifact, storage
 from twotower.bundle_config import KIND
+from twotower.champion import Champion
 from twotower.errors import ArtifactError, ClusterError, RecipeError
-from twotower.release.registry import Champion, Registry
+from twotower.release.registry import Registry
 
 KUBERNETES = "kubernetes:"
 

@@ -1,6 +1,7 @@
 """ROOM 6: a bundle -> answers.
 
-In reading order: `results.py` (what an answer holds), `asking.py` (who asks, in the model's terms), `stages.py`
-(retrieve and leave out, then rank), `recommender.py` (all of it together; no HTTP), `messages.py` (what goes over the
-wire), `http.py` (the server).
+In reading order: `answers/` (who asks, what can come, both stages, rules; rows and arrays), `recommender.py` (all of it
+together; no HTTP), `store/` (events and items that came since), `live/` (which bundles answer, and how that changes),
+`door/` (who is let in, whose turn it is, what is measured and logged), `api/` (messages, routes, the page), `http.py`
+(the server), `load/` (how it does under load).
 """

@@ -1,15 +1,17 @@
 """A bundle answers: in comes who is asking, out go the best items with titles and both stages' ranks and scores.
 
-No HTTP here. Nothing in a recommender changes once it is made, so any number of threads may call it.
+No HTTP here. All that changes is which catalogue stands, and that as a whole: any number of threads may ask.
 """
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
+from twotower.data.item_columns import readable_items
 from twotower.errors import RequestError
+from twotower.filter_language import ColumnType
 from twotower.index.exact import best
-from twotower.serving.asking import Asked, Asking, Id
-from twotower.serving.results import Recommendation, RecommendedItem, SimilarItem, SimilarItems
-from twotower.serving.stages import Found, Ranked, popular, rank, retrieve
+from twotower.serving.answers.answering import Answered, Standing, answer, milliseconds, rank_given
+from twotower.serving.answers.asking import SECOND, Asked, Asking, Id, Since
+from twotower.serving.answers.catalogue import Catalogue, Features
+from twotower.serving.answers.explaining import because
+from twotower.serving.answers.filtering import Filtering, positives
+from twotower.serving.answers.results import (
+    Bringer,
+    Explanation,
+    Recommendation,
+    RecommendedItem,
+    SimilarItem,
+    SimilarItems,
+)
+from twotower.serving.answers.rules import Rules
 
 RANKED_AT_ONCE = 1 << 12
 """Candidates in one call of the ranking head. More take longer each, as what the head makes of them leaves the cache:
@@ -37,18 +52,50 @@ BATCH_SCHEMA = pa.schema(
 
 
 class Recommender:
-    """Answers from one bundle."""
+    """Answers from one bundle, and from what was put into its catalogue since."""
 
     def __init__(self, bundle: Bundle) -> None:
         """Take an open bundle."""
         self.bundle = bundle
+        readable = readable_items(bundle.items, bundle.model.features)
+        self._standing = Standing(catalogue=Catalogue.of(bundle), rules=Rules.compile(bundle.serve.rules, readable))
+        self.sequence = 0
+        """Of the last write that the catalogue knows of."""
+        self._writing = Lock()
         self._asking = Asking(bundle)
-        self._popular = np.argsort(-bundle.popularity, kind="stable")
+        self._filtering = Filtering(readable, bundle.model.features)
+        self._positives = positives(bundle)
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> "Recommender":
         """Open the bundle at `path`; see `Bundle.load`."""
         return cls(Bundle.load(path, verify=verify))
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What can come now; `write_items` replaces it."""
+        return self._standing.catalogue
+
+    def knows_user(self, user_id: str) -> bool:
+        """Whether the bundle holds the user."""
+        return user_id in self._asking.user_row
+
+    def write_items(self, writes: Mapping[str, Features | None], *, sequence: int = 0) -> None:
+        """Put items (id -> features) into what can come, or remove them (id -> None): the next answer knows of it.
+
+        Args:
+            writes: What changes.
+            sequence: Of the last of these writes, where a store numbers them; what is older than what was taken before
+                changes nothing.
+
+        Raises:
+            RequestError: more items than `catalogue.MAX_PUT` besides the bundle's.
+        """
+        with self._writing:
+            if sequence and sequence <= self.sequence:
+                return
+            self._standing = self._standing.with_catalogue(self.catalogue.with_writes(writes))
+            self.sequence = max(self.sequence, sequence)
 
     def recommend(
         self,
@@ -59,7 +106,11 @@ class Recommender:
         k: int = 10,
         exclude: Iterable[Id] = (),
         exclude_seen: bool = True,
+        filter: str | None = None,  # noqa: A002 - the word that everybody uses for it
+        explain: bool = False,
         now: datetime | None = None,
+        since: Sequence[Since] = (),
+        rank_until: float | None = None,
     ) -> Recommendation:
         """The best `k` items for one user, known or not.
 
@@ -73,41 +124,124 @@ class Recommender:
             context: Query columns by name, user features and context alike; they replace the bundle's.
             k: How many items.
             exclude: Items that must not come.
-            exclude_seen: Leave out what the user met, in the bundle or in `history`.
+            exclude_seen: Leave out what the user met, in the bundle, in `since` or in `history`.
+            filter: A condition on item features (see `filters`) that every item of the answer fulfils.
+            explain: Say of each item what brought it and what pulled it up.
             now: The moment of asking, UTC unless it says otherwise; what the bundle knows from then on is not in the
                 history. How popular and how old items are stays that of the log's end.
-                By default a second after the end of the bundle's log, where the model's sense of time ends.
+                By default a second after the end of the bundle's log, where the model's sense of time ends, or after
+                the last of `since`.
+            since: What the user met since the bundle's log ended, oldest first.
+            rank_until: By `time.perf_counter`, when ranking has to begin; later, retrieval's order answers.
 
         Raises:
-            RequestError: `k` below 1; a column that the model does not read, or a value that it cannot; a history item
-                met at `now` or later; a history of unknown items only, for somebody unknown.
+            RequestError: `k` below 1; a column that the model does not read, or a value that it cannot; a filter that
+                does not fit the items; a history item met at `now` or later; a history of unknown items only, for
+                somebody unknown.
         """
         _refuse_small(k)
+        began = time.perf_counter()
+        standing = self._standing
+        catalogue = standing.catalogue
         user = None if user_id is None else str(user_id)
-        is_known = user in self._asking.user_row
-        moment = self._asking.moment(now)
-        told, strange = self._asking.met(history, moment=moment)
+        is_known = user in self._asking.user_row or bool(since)
+        moment = self._moment(now, since)
+        told, strange = self._asking.met(history, catalogue=catalogue, moment=moment, since=since)
         if strange and not len(told.row) and not is_known:
             raise RequestError(f"history: no item of it is in the catalogue ({_named(strange)}). Name known items.")
-        excluded, not_there = self._asking.rows(exclude)
+        allowed = None if filter is None else self._filtering.mask(filter, put=catalogue.put.table)
+        excluded, not_there = _rows(catalogue, exclude)
         asked = self._asking.ask(
-            [user], moment=moment, exclude_seen=exclude_seen, exclude=excluded, told=told, context=context
+            [user],
+            catalogue=catalogue,
+            moment=moment,
+            exclude_seen=exclude_seen,
+            exclude=excluded,
+            told=told,
+            context=context,
         )
-        found, ranked = self._answer(asked, k=k)
+        answered = answer(
+            self.bundle, asked, k=k, standing=standing, allowed=allowed, began=began, rank_until=rank_until
+        )
+        items = self._items(answered, catalogue)
+        timings_ms = dict(answered.timings_ms)
+        if explain:
+            explaining_since = time.perf_counter()
+            without, met = self._asking.without_each(
+                user, catalogue=catalogue, moment=moment, told=told, context=context
+            )
+            items = self._explained(items, answered, without, met, catalogue=catalogue)
+            timings_ms["explain"] = milliseconds(explaining_since)
         notes = [*_passed_over("history", strange), *_passed_over("exclude", not_there)]
         if user is not None and not is_known:
             notes.append(f"user '{user}' is not in the bundle")
-        if ranked is None:
+        if answered.fallback == "popular":
             notes.append("the model can read nothing of who asks: these are the most popular items")
-        if found.count[0] < k:
-            notes.append(f"{found.count[0]} items are left of the {k} asked for")
+        if answered.fallback == "retrieval":
+            notes.append("there was no time for ranking: these are in retrieval's order")
+        if len(items) < k:
+            notes.append(f"{len(items)} items are left of the {k} asked for")
         return Recommendation(
             user_id=user,
-            items=self._items(found, ranked),
-            fallback="popular" if ranked is None else None,
+            items=items,
+            fallback=answered.fallback,
             notes=tuple(notes),
             bundle=self.bundle.id,
+            timings_ms=timings_ms,
         )
+
+    def rank(
+        self,
+        item_ids: Iterable[Id],
+        user_id: Id | None = None,
+        *,
+        history: Iterable[Id | tuple[Id, datetime]] = (),
+        context: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+        since: Sequence[Since] = (),
+    ) -> Recommendation:
+        """A list of the caller's own in the order of the ranking head, which scores each item by itself.
+
+        Items are ordered whether they were seen or not; one named twice counts once. Arguments as for `recommend`.
+
+        Raises:
+            RequestError: no item of the list is in the catalogue, or as for `recommend`.
+        """
+        catalogue = self.catalogue
+        began = time.perf_counter()
+        user = None if user_id is None else str(user_id)
+        is_known = user in self._asking.user_row or bool(since)
+        moment = self._moment(now, since)
+        told, strange = self._asking.met(history, catalogue=catalogue, moment=moment, since=since)
+        rows, not_there = _rows(catalogue, item_ids)
+        if not len(rows):
+            raise RequestError(f"items: none is in the catalogue ({_named(not_there)}). Name known items.")
+        _, first = np.unique(rows, return_index=True)
+        rows = rows[np.sort(first)]
+        asked = self._asking.ask(
+            [user], catalogue=catalogue, moment=moment, exclude_seen=False, told=told, context=context
+        )
+        answered = rank_given(self.bundle, asked, rows, catalogue=catalogue, began=began)
+        notes = [*_passed_over("history", strange), *_passed_over("items", not_there)]
+        if user is not None and not is_known:
+            notes.append(f"user '{user}' is not in the bundle")
+        return Recommendation(
+            user_id=user,
+            items=self._items(answered, catalogue),
+            fallback=None,
+            notes=tuple(notes),
+            bundle=self.bundle.id,
+            timings_ms=answered.timings_ms,
+        )
+
+    def history(self, user_id: Id, *, since: Sequence[Since] = (), most: int = 50) -> list[tuple[str, str | None, int]]:
+        """What is known of a user, latest first: id, title and moment, in microseconds since 1970, of each item met."""
+        catalogue = self.catalogue
+        moment = self._moment(None, since)
+        told, _ = self._asking.met((), catalogue=catalogue, moment=moment, since=since)
+        rows, times = self._asking.history(str(user_id), catalogue=catalogue, moment=moment, told=told, most=most)
+        ids = [catalogue.id(row) for row in rows.tolist()]
+        return list(zip(ids, catalogue.titles(rows), times, strict=True))[::-1]
 
     def recommend_batch(
         self,
@@ -157,50 +291,115 @@ class Recommender:
             unfinished.replace(target)
         return rows
 
-    def similar(self, item_id: Id, *, k: int = 10) -> SimilarItems:
+    def search(self, text: str, *, most: int) -> list[tuple[str, str | None]]:
+        """Ids and titles of items that hold a text in one of the two, whatever its case, the popular first."""
+        catalogue = self.catalogue
+        rows = catalogue.holding(text, most=most)
+        titles = catalogue.titles(np.array(rows, np.int64))
+        return [(catalogue.id(row), title) for row, title in zip(rows, titles, strict=True)]
+
+    def example_users(self, most: int) -> tuple[str, ...]:
+        """Ids of users that met something, from all over the bundle."""
+        met = np.flatnonzero(np.diff(self.bundle.log.start))
+        chosen = met[np.linspace(0, len(met) - 1, min(most, len(met)), dtype=np.int64)]
+        return tuple(self.bundle.users["user_id"].take(pa.array(chosen)).to_pylist())
+
+    @property
+    def filter_columns(self) -> dict[str, ColumnType | None]:
+        """What a filter can name; see `Filtering.columns`."""
+        return self._filtering.columns
+
+    @property
+    def query_columns(self) -> tuple[str, ...]:
+        """What `context` can tell."""
+        return self._asking.readable
+
+    def is_positive(self, labels: Mapping[str, float]) -> bool:
+        """Whether an interaction with these labels may stand in a history, by the recipe's `prepare.positives`."""
+        return self._positives is None or self._positives.holds(labels)
+
+    def similar(
+        self,
+        item_id: Id,
+        *,
+        k: int = 10,
+        exclude: Iterable[Id] = (),
+        filter: str | None = None,  # noqa: A002 - the word that everybody uses for it
+    ) -> SimilarItems:
         """The `k` items whose candidate embeddings point where this item's does, by cosine.
 
+        Args:
+            item_id: Whose neighbours; itself never comes.
+            k: How many.
+            exclude: Items that must not come.
+            filter: A condition that every item of the answer fulfils.
+
         Raises:
-            RequestError: the item is not in the catalogue, or `k` is below 1.
+            RequestError: the item is not in the catalogue, `k` is below 1, or the filter does not fit the items.
         """
         _refuse_small(k)
-        row = self._asking.item_row.get(str(item_id))
-        if row is None:
-            raise RequestError(f"Item '{item_id}' is not in the catalogue of {len(self._directions)}. Name another.")
-        cosine = self._directions @ self._directions[row]
-        cosine[row] = -np.inf  # Itself comes last, and is cut off.
-        rows, scores = best(cosine[None, :], min(k + 1, len(cosine)))
-        chosen = rows[0, : min(k, len(cosine) - 1)]
-        ids, titles = self._names(chosen)
+        catalogue = self.catalogue
+        row = catalogue.row(str(item_id))
+        if row is None or not catalogue.can_come(row):
+            raise RequestError(f"Item '{item_id}' is not in the catalogue of {len(catalogue)}. Name another.")
+        cosine = catalogue.cosine(row)
+        cosine[catalogue.gone] = -np.inf
+        cosine[[row, *_rows(catalogue, exclude)[0]]] = -np.inf
+        if filter is not None:
+            cosine[~self._filtering.mask(filter, put=catalogue.put.table)] = -np.inf
+        rows, scores = best(cosine[None, :], min(k, len(cosine)))
+        chosen = [(place, near) for place, near in enumerate(rows[0].tolist()) if scores[0, place] > -np.inf]
         return SimilarItems(
             item_id=str(item_id),
-            title=self._names(np.array([row]))[1][0],
+            title=catalogue.title(row),
             items=tuple(
-                SimilarItem(item_id=ids[place], title=titles[place], rank=place + 1, score=float(scores[0, place]))
-                for place in range(len(chosen))
+                SimilarItem(
+                    item_id=catalogue.id(near),
+                    title=catalogue.title(near),
+                    rank=place + 1,
+                    score=float(scores[0, place]),
+                )
+                for place, near in chosen
             ),
             bundle=self.bundle.id,
         )
 
-    @cached_property
-    def _directions(self) -> NDArray[np.float32]:
-        """`[I, D]` candidate embeddings of length 1, without the bias; made at the first call of `similar`."""
-        embeddings = self.bundle.index.embeddings
-        if self.bundle.model.item_bias:
-            embeddings = embeddings[:, :-1]
-        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return np.asarray(embeddings / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+    def _explained(
+        self,
+        items: tuple[RecommendedItem, ...],
+        answered: Answered,
+        without: Mapping[str, NDArray[Any]],
+        met: list[str],
+        *,
+        catalogue: Catalogue,
+    ) -> tuple[RecommendedItem, ...]:
+        """The items with what brought them and what pulled them up."""
+        rows = answered.found.row[0, : len(items)]
+        pulled = (
+            because(self.bundle.model, without, met, rows=rows, scores=answered.found.score[0], catalogue=catalogue)
+            if met and answered.ranked is not None
+            else [()] * len(items)
+        )
+        rules = answered.rules or ((),) * len(items)
+        explained = []
+        for place, (item, row, reasons) in enumerate(zip(items, rows.tolist(), pulled, strict=True)):
+            source = self._source(row, answered, is_pinned=bool(answered.is_pinned[place]), catalogue=catalogue)
+            why = Explanation(source=source, because=reasons, rules=rules[place])
+            explained.append(replace(item, explanation=why))
+        return tuple(explained)
 
-    def _answer(self, asked: Asked, *, k: int) -> tuple[Found, Ranked | None]:
-        """The answer to queries that are all told, by the model; or to queries that are all not, by popularity."""
-        bundle = self.bundle
-        if not asked.is_told.any():
-            return popular(self._popular, bundle.popularity, places=k, left_out=asked.left_out), None
-        vectors = bundle.model.embed_queries(asked.inputs)
-        candidates = max(k, int(bundle.metadata["candidates"]))
-        found = retrieve(bundle.index, vectors.embedding, candidates=candidates, left_out=asked.left_out)
-        ranked = rank(bundle.model, vectors.ranking, bundle.candidates, trends=bundle.trends, found=found, places=k)
-        return ranked.found, ranked
+    def _source(self, row: int, answered: Answered, *, is_pinned: bool, catalogue: Catalogue) -> Bringer:
+        """What brought an item."""
+        if is_pinned:
+            return "pinned"
+        if catalogue.is_put(row):
+            return "new"
+        return "popular" if answered.fallback == "popular" else "index"
+
+    def _moment(self, now: datetime | None, since: Sequence[Since]) -> int:
+        """The moment of asking: by default after all that is known."""
+        moment = self._asking.moment(now)
+        return max(moment, since[-1].timestamp + SECOND) if now is None and since else moment
 
     def _batches(
         self, user_ids: Iterable[Id] | None, *, k: int, exclude_seen: bool, now: datetime | None
@@ -211,17 +410,20 @@ class Recommender:
         everybody = iter(self._asking.user_row if user_ids is None else user_ids)
         size = max(1, RANKED_AT_ONCE // max(k, int(self.bundle.metadata["candidates"])))
         while users := [str(user_id) for user_id in islice(everybody, size)]:
-            asked = self._asking.ask(users, moment=moment, exclude_seen=exclude_seen)
-            yield self._table(users, asked, k=k)
+            standing = self._standing
+            asked = self._asking.ask(users, catalogue=standing.catalogue, moment=moment, exclude_seen=exclude_seen)
+            yield self._table(users, asked, k=k, standing=standing)
 
-    def _table(self, users: list[str], asked: Asked, *, k: int) -> pa.Table:
+    def _table(self, users: list[str], asked: Asked, *, k: int, standing: Standing) -> pa.Table:
         """The answers to one block; those by the model and those by popularity fall into the users' order again."""
         parts: list[tuple[NDArray[Any], ...]] = []
         for is_told in (True, False):
             places = np.flatnonzero(asked.is_told == is_told)
             if not len(places):
                 continue
-            found, _ = self._answer(asked.take(places), k=k)
+            began = time.perf_counter()
+            taken = asked.take(places)
+            found = answer(self.bundle, taken, k=k, standing=standing, allowed=None, began=began).found
             holds = np.arange(found.row.shape[1]) < found.count[:, None]
             query, place = np.nonzero(holds)
             parts.append((places[query], found.row[holds], found.score[holds], place + 1))
@@ -229,34 +431,50 @@ class Recommender:
         order = np.argsort(query, kind="stable")
         columns = [
             pa.array(users).take(pa.array(query[order])),
-            self.bundle.items["item_id"].take(pa.array(row[order])),
+            pa.array([standing.catalogue.id(each) for each in row[order].tolist()], pa.string()),
             pa.array(score[order], pa.float32()),
             pa.array(place[order].astype(np.int32)),
         ]
         return pa.table(columns, schema=BATCH_SCHEMA)
 
-    def _items(self, found: Found, ranked: Ranked | None) -> tuple[RecommendedItem, ...]:
+    def _items(self, answered: Answered, catalogue: Catalogue) -> tuple[RecommendedItem, ...]:
         """The answer to the first query, in words."""
+        found, ranked = answered.found, answered.ranked
         count = int(found.count[0])
-        ids, titles = self._names(found.row[0, :count])
+        rows, scores = found.row[0, :count].tolist(), found.score[0, :count].tolist()
+        titles = catalogue.titles(found.row[0, :count])
+        if ranked is not None:
+            ranks = [rank if rank <= answered.retrieved else None for rank in ranked.retrieval_rank[0, :count].tolist()]
+            similar = ranked.retrieval_score[0, :count].tolist()
+            labels = [(name, each[0, :count].tolist()) for name, each in ranked.labels.items()]
+        elif answered.fallback == "retrieval":
+            ranks, similar, labels = list(range(1, count + 1)), scores, []
+        else:
+            ranks, similar, labels = [None] * count, [None] * count, []
         return tuple(
             RecommendedItem(
-                item_id=ids[place],
+                item_id=catalogue.id(row),
                 title=titles[place],
                 rank=place + 1,
-                score=float(found.score[0, place]),
-                retrieval_rank=None if ranked is None else int(ranked.retrieval_rank[0, place]),
-                retrieval_score=None if ranked is None else float(ranked.retrieval_score[0, place]),
-                labels={} if ranked is None else {name: float(each[0, place]) for name, each in ranked.labels.items()},
+                score=scores[place],
+                retrieval_rank=ranks[place],
+                retrieval_score=similar[place],
+                labels={name: values[place] for name, values in labels},
             )
-            for place in range(count)
+            for place, row in enumerate(rows)
         )
 
-    def _names(self, rows: NDArray[np.int64]) -> tuple[list[str], list[str | None]]:
-        """Ids and titles of catalogue rows."""
-        title = self.bundle.metadata["title_column"]
-        titles = self.bundle.items[title].take(pa.array(rows)).to_pylist() if title else [None] * len(rows)
-        return [self._asking.item_ids[row] for row in rows], [None if text is None else str(text) for text in titles]
+
+def _rows(catalogue: Catalogue, item_ids: Iterable[Id]) -> tuple[NDArray[np.int64], list[str]]:
+    """The rows of the ids that have one, and the ids that have none."""
+    rows, unknown = [], []
+    for item_id in item_ids:
+        row = catalogue.row(text := str(item_id))
+        if row is None:
+            unknown.append(text)
+        else:
+            rows.append(row)
+    return np.array(rows, np.int64), unknown
 
 
 def _refuse_small(k: int) -> None:

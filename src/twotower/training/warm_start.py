@@ -19,8 +19,7 @@ from twotower.data.vocabulary import OUT_OF_VOCABULARY
 from twotower.errors import TrainingError
 from twotower.model.encoders import table_name
 from twotower.model.joint import JointModel
-
-WEIGHTS = "weights.npz"
+from twotower.model.network import WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +35,10 @@ class CarriedOver:
 
 
 def save_weights(model: JointModel, directory: Path) -> None:
-    """Write tables and dense weights beside the exported graphs, which hold them as constants only."""
+    """Write tables, dense weights and the layers' states beside the graphs, which hold them as constants only."""
     arrays = {f"table/{name}": np.asarray(table) for name, table in model.tables.items()}
+    for part, states in model.states().items():
+        arrays |= {f"state/{part}/{place:03d}": np.asarray(state) for place, state in enumerate(states)}
     for part, weights in model.weights().items():
         arrays |= {f"{part}/{place:03d}": np.asarray(weight) for place, weight in enumerate(weights)}
     np.savez(directory / WEIGHTS, allow_pickle=False, **arrays)

@@ -5,7 +5,7 @@ read databases that are attached: `attach = {shop = "shop.sqlite"}` and `interac
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ibis.expr.types as ir
@@ -13,14 +13,13 @@ import ibis.expr.types as ir
 from twotower.data.config import FilesConfig
 from twotower.data.database import Database, faults_told, literal, quote
 from twotower.data.interactions import RawData, require_columns, string_id
+from twotower.data.sources.recorded import conform_interactions, replace_items, with_text_ids
 from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_fault, typed_columns
-from twotower.data.tables import GIVEN_PART, INPUT_ROW, PART
+from twotower.data.tables import GIVEN_PART, INPUT_ROW, KEYS, RESERVED
 from twotower.errors import DataError, RecipeError
 
-TABLES = ("interactions", "validation", "test", "users", "items")
+TABLES = ("interactions", "new_interactions", "validation", "test", "users", "items", "new_items")
 """Settings that name a table."""
-KEYS = ("user_id", "item_id", "timestamp")
-RESERVED = (*KEYS, "positive", PART, GIVEN_PART, INPUT_ROW)
 
 _QUERY = re.compile(r"\s*(select|with|from|values)\s", re.IGNORECASE)
 _PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
@@ -42,12 +41,14 @@ def read_files(database: Database, config: FilesConfig, *, data_dir: str | None)
         if name in RESERVED:
             raise RecipeError(f"prepare.files: {name!r} is a name of ours. Map the column to another in columns.")
     text = (*KEYS, *config.labels)
-    tables = [_stage(database, config, name, data_dir=data_dir, text=text) for name in _parts(config)]
+    tables = {name: _stage(database, config, name, data_dir=data_dir, text=text) for name in _parts(config)}
     interactions = _join_parts(database, config, tables)
     users, items = (
         _with_id(database, config, name, key=key, data_dir=data_dir)
         for name, key in (("users", "user_id"), ("items", "item_id"))
     )
+    if config.new_items:
+        items = _with_new_items(database, config, items, data_dir=data_dir)
     title = config.title or ("title" if items is not None and "title" in items.columns else None)
     if title is not None:
         found = () if items is None else items.columns
@@ -88,24 +89,46 @@ def _parts(config: FilesConfig) -> list[str]:
     """The settings that name interactions, in the order of train, validation, test."""
     if config.validation and not config.test:
         raise RecipeError("prepare.files.validation: there is no prepare.files.test beside it. Name both, or neither.")
-    return ["interactions", *(name for name in ("validation", "test") if getattr(config, name))]
+    return ["interactions", *(name for name in ("new_interactions", "validation", "test") if getattr(config, name))]
 
 
-def _join_parts(database: Database, config: FilesConfig, tables: Sequence[ir.Table]) -> ir.Table:
+def _join_parts(database: Database, config: FilesConfig, tables: Mapping[str, ir.Table]) -> ir.Table:
     """The interactions of all parts below each other; the columns asked for, and no other."""
     wanted = [*KEYS, *config.labels, *config.context]
-    numbers = {"interactions": 0, "validation": 1, "test": 2}
+    numbers = {"interactions": 0, "new_interactions": 0, "validation": 1, "test": 2}
+    if config.new_interactions:
+        tables = {**tables, "new_interactions": _conformed(database, config, tables["interactions"])}
     selects = []
-    for name, table in zip(_parts(config), tables, strict=True):
-        require_columns(_shown(getattr(config, name)), table.columns, needed=wanted, advice=_RENAME)
-        part = f", {numbers[name]}::TINYINT AS {GIVEN_PART}" if len(tables) > 1 else ""
-        columns = ", ".join(quote(column) for column in wanted)
-        selects.append(f"SELECT {columns}{part}, {INPUT_ROW} FROM {quote('staged_' + name)}")
+    for place, (name, table) in enumerate(tables.items()):
+        if name != "new_interactions":  # Where no event had a label, the export has no column of it.
+            require_columns(_shown(getattr(config, name)), table.columns, needed=wanted, advice=_RENAME)
+        columns = ", ".join(quote(column) for column in wanted if column in table.columns)
+        part = f", {numbers[name]}::TINYINT AS {GIVEN_PART}" if config.test else ""
+        selects.append(f"SELECT {columns}{part}, {place} AS {_PLACE}, {INPUT_ROW} FROM {quote('staged_' + name)}")
+    # Rows are counted on from part to part, in the order train, validation, test.
+    row = f"row_number() OVER (ORDER BY {_PLACE}, {INPUT_ROW}) AS {INPUT_ROW}" if len(selects) > 1 else INPUT_ROW
     joined = " UNION ALL BY NAME ".join(selects)
-    if len(selects) > 1:  # Rows are counted on from part to part, in the order train, validation, test.
-        order = f"{GIVEN_PART}, {INPUT_ROW}"
-        joined = f"SELECT * REPLACE (row_number() OVER (ORDER BY {order}) AS {INPUT_ROW}) FROM ({joined})"
-    return database.create("raw_interactions", joined)
+    with faults_told(_shown(config.interactions), "Give all parts the same columns."):
+        return database.create("raw_interactions", f"SELECT * EXCLUDE ({_PLACE}, {INPUT_ROW}), {row} FROM ({joined})")
+
+
+_PLACE = "twotower_place"
+
+
+def _conformed(database: Database, config: FilesConfig, interactions: ir.Table) -> ir.Table:
+    """What a server recorded, in the form of the staged interactions."""
+    require_columns(_shown(config.interactions), interactions.columns, needed=KEYS, advice=_RENAME)
+    raw = RawData(
+        name=_shown(config.interactions),
+        interactions=with_text_ids(database, "staged_interactions", interactions),
+        users=None,
+        items=None,
+        labels=config.labels,
+        context=config.context,
+        timestamp_format=config.timestamp_format,
+    )
+    where = _shown(config.new_interactions)
+    return conform_interactions(database, raw, "staged_new_interactions", where=where)
 
 
 _RENAME = "Map it in prepare.files.columns (ours = yours)."
@@ -118,6 +141,16 @@ def _with_id(database: Database, config: FilesConfig, name: str, *, key: str, da
     table = _stage(database, config, name, data_dir=data_dir, text=(key,))
     require_columns(_shown(getattr(config, name)), table.columns, needed=[key], advice=_RENAME)
     return database.create(f"raw_{name}", table.mutate(**{key: string_id(table[key])}))
+
+
+def _with_new_items(
+    database: Database, config: FilesConfig, items: ir.Table | None, *, data_dir: str | None
+) -> ir.Table:
+    """The items table with what was put while a server ran."""
+    if items is None:
+        raise RecipeError("prepare.files.new_items: there is no prepare.files.items beside it. Name both.")
+    new = _stage(database, config, "new_items", data_dir=data_dir, text=("item_id",))
+    return replace_items(database, items.get_name(), new.get_name(), where=_shown(config.new_items))
 
 
 def _stage(
@@ -164,11 +197,11 @@ def _query(place: str, path: Path | None) -> tuple[str, bool]:
     if kind in SUFFIXES:
         return csv_query(place, path if path is not None and path.is_file() else None), True
     if kind in _PARQUET:
-        return f"SELECT * FROM read_parquet({literal(place)})", False
+        return f"SELECT * FROM read_parquet({literal(place)}, union_by_name = true)", False
     if kind in _JSON:
         return f"SELECT * FROM read_json({literal(place)})", False
     if path is not None and path.is_dir():
-        return f"SELECT * FROM read_parquet({literal(place + '/**/*.parquet')})", False
+        return f"SELECT * FROM read_parquet({literal(place + '/**/*.parquet')}, union_by_name = true)", False
     raise RecipeError(f"prepare.files: {place!r} is no .csv, .tsv, .parquet or .jsonl file, and no query. Name one.")
 
 

@@ -1,4 +1,4 @@
-"""The two stages on rows and arrays: retrieve and leave out, then rank. Ids and words are the recommender's."""
+"""What the two stages make of rows and arrays: leave out, then rank. Ids and words are the recommender's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.index.contract import Index
 from twotower.model.exported import ExportedModel
 
 
@@ -21,10 +20,14 @@ class Found:
     count: NDArray[np.int64]
     """`[q]` items found."""
 
+    def first(self, places: int) -> "Found":
+        """No more than the first places."""
+        return Found(row=self.row[:, :places], score=self.score[:, :places], count=np.minimum(self.count, places))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """The best of what retrieval found, in the order of the ranking head."""
+    """What retrieval found, in the order of the ranking head."""
 
     found: Found
     """`score` is the head's."""
@@ -36,41 +39,6 @@ class Ranked:
     """Label -> `[q, n]` predictions."""
 
 
-def retrieve(
-    index: Index, queries: NDArray[np.float32], *, candidates: int, left_out: Sequence[NDArray[np.int64]]
-) -> Found:
-    """The best candidates for `[q, D]` query embeddings among the items that are not left out.
-
-    The search goes deeper by as many items as may be left out, so that `candidates` remain wherever that many exist.
-
-    Args:
-        index: Where to search.
-        queries: The query embeddings.
-        candidates: How many to bring.
-        left_out: `q` arrays of distinct rows.
-    """
-    deepest = candidates + max((len(rows) for rows in left_out), default=0)
-    rows, scores = index.search(queries, deepest)
-    return _first_kept(rows, scores, left_out=left_out, places=candidates, items=len(index.embeddings))
-
-
-def popular(
-    order: NDArray[np.int64], popularity: NDArray[np.float64], *, places: int, left_out: Sequence[NDArray[np.int64]]
-) -> Found:
-    """The most popular items that are not left out, for `q` queries of which nothing else is known.
-
-    Args:
-        order: `[I]` rows, the most popular first.
-        popularity: `[I]` by row; the score of the answer.
-        places: How many to bring.
-        left_out: `q` arrays of distinct rows.
-    """
-    deepest = places + max((len(rows) for rows in left_out), default=0)
-    rows = np.tile(order[:deepest], (len(left_out), 1))
-    scores = popularity[rows].astype(np.float32)
-    return _first_kept(rows, scores, left_out=left_out, places=places, items=len(order))
-
-
 def rank(
     model: ExportedModel,
     queries: NDArray[np.float32],
@@ -78,36 +46,33 @@ def rank(
     *,
     trends: NDArray[np.float32],
     found: Found,
-    places: int,
 ) -> Ranked:
-    """The best of the retrieved candidates by the ranking head; equal scores keep retrieval's order.
+    """The retrieved candidates in the order of the ranking head; equal scores keep retrieval's order.
 
     The head sees one query and one candidate at a time, so a score does not depend on what else was retrieved.
 
     Args:
         model: Whose head ranks.
         queries: `[q, R + M]` what the head reads of the queries.
-        candidates: `[I, R]` what it reads of the items, by row.
-        trends: `[I, F]` popularity and age of the items, by row.
+        candidates: `[q, n, R]` what it reads of the items found.
+        trends: `[q, n, F]` popularity and age of the items found.
         found: What retrieval brought.
-        places: How many to keep.
     """
-    answers = model.rank(queries, candidates[found.row], trends=trends[found.row])
+    answers = model.rank(queries, candidates, trends=trends)
     score = answers.pop("score")
     holds = np.arange(score.shape[1]) < found.count[:, None]
     key = np.where(holds & ~np.isnan(score), -score, np.inf)
-    order = np.argsort(key, axis=1, kind="stable")[:, :places]
+    order = np.argsort(key, axis=1, kind="stable")
     lines = np.arange(len(order))[:, None]
-    count = np.minimum(found.count, places)
     return Ranked(
-        found=Found(row=found.row[lines, order], score=score[lines, order], count=count),
+        found=Found(row=found.row[lines, order], score=score[lines, order], count=found.count),
         retrieval_rank=order + 1,
         retrieval_score=found.score[lines, order],
         labels={label: values[lines, order] for label, values in answers.items()},
     )
 
 
-def _first_kept(
+def first_kept(
     rows: NDArray[np.int64],
     scores: NDArray[np.float32],
     *,
@@ -115,7 +80,15 @@ def _first_kept(
     places: int,
     items: int,
 ) -> Found:
-    """The first `places` of each row of `[q, n]` that are not left out, in their order."""
+    """The first `places` of each row of `[q, n]` that are not left out, in their order.
+
+    Args:
+        rows: Catalogue rows, best first.
+        scores: What they are ordered by.
+        left_out: `q` arrays of distinct rows.
+        places: How many to keep.
+        items: Above every row.
+    """
     barred = np.concatenate(
         [np.empty(0, np.int64), *(each + np.int64(line * items) for line, each in enumerate(left_out))]
     )

@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.errors import ArtifactError
-from twotower.index.contract import EMBEDDINGS, checked_embeddings, checked_queries, load_embeddings
+from twotower.index.contract import EMBEDDINGS, checked_allowed, checked_embeddings, checked_queries, load_embeddings
 from twotower.index.exact import ExactIndex
+from twotower.index.selector import selector
 
 GRAPH = "graph.faiss"
+
+SCANNED_SHARE = 0.1
+"""Share of the items up to which each of those allowed is scored: the graph leads past all the others."""
 
 
 class HnswIndex:
@@ -53,21 +57,26 @@ class HnswIndex:
         graph.add(checked)
         return cls(checked, graph)
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The rows found and their scores, both `[q, min(k, I)]`; see `contract.Index.search`.
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The rows found and their scores, both `[q, min(k, I')]`; see `contract.Index.search`.
 
         A query for which the graph leads to fewer than `k` items is answered exactly.
         """
         items, dim = self.embeddings.shape
         checked = checked_queries(queries, k, dim=dim)
-        k = min(k, items)
-        depth = max(k, self._graph.hnsw.efSearch)
-        settings = faiss.SearchParametersHNSW(efSearch=depth)  # type: ignore[attr-defined]  # missing in faiss's stubs
+        places = items if allowed is None else int(np.count_nonzero(checked_allowed(allowed, items=items)))
+        if places <= SCANNED_SHARE * items:
+            return self._exact.search(checked, k, allowed=allowed)
+        k = min(k, places)
+        depth = int(np.ceil(max(k, self._graph.hnsw.efSearch) * items / places))
+        settings = faiss.SearchParametersHNSW(efSearch=depth, sel=selector(allowed))  # type: ignore[attr-defined]  # missing in faiss's stubs
         scores, rows = self._graph.search(checked, k, params=settings)
         lines, order = np.arange(len(rows))[:, None], np.lexsort((rows, -scores), axis=1)
         rows, scores = rows[lines, order], scores[lines, order]
         if len(short := np.flatnonzero((rows < 0).any(axis=1))):
-            rows[short], scores[short] = self._exact.search(checked[short], k)
+            rows[short], scores[short] = self._exact.search(checked[short], k, allowed=allowed)
         return rows, scores
 
     def save(self, directory: Path) -> None:

@@ -3,12 +3,39 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+Bringer = Literal["index", "new", "popular", "pinned"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Because:
+    """An item met that pulled an item of the answer up."""
+
+    item_id: str
+    """Which one."""
+    title: str | None
+    """From the bundle's title column; None where there is none."""
+    effect: float
+    """By how much the item's score falls where this one had not been met."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why an item stands in an answer."""
+
+    source: Bringer
+    """What brought it: the index, the list of items put since the bundle was made, popularity, or a pin."""
+    because: tuple[Because, ...]
+    """The items met that pulled it up most, the strongest first; none where there is no history."""
+    rules: tuple[str, ...]
+    """The business rules that moved it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecommendedItem:
     """One item of an answer, with what each stage thought of it."""
 
     item_id: str
+    """Which one."""
     title: str | None
     """From the bundle's title column; None where there is none."""
     rank: int
@@ -20,7 +47,9 @@ class RecommendedItem:
     retrieval_score: float | None
     """Inner product of the query's and the item's embedding; None in a fallback."""
     labels: dict[str, float] = field(default_factory=dict)
-    """Label -> what the ranking head predicts: a value for regression, a probability for binary."""
+    """Label -> what the ranking head predicts: a value (regression), a probability (binary) or a logit (listwise)."""
+    explanation: Explanation | None = None
+    """Only where it was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +60,15 @@ class Recommendation:
     """The user asked for; None for somebody without an id."""
     items: tuple[RecommendedItem, ...]
     """As many as were asked for, or all that are left."""
-    fallback: Literal["popular"] | None
-    """None when the model answered; "popular" when it knew nothing to answer by."""
+    fallback: Literal["popular", "retrieval"] | None
+    """None when both stages answered; "popular" when the model knew nothing to answer by, "retrieval" when there was no
+    time for ranking."""
     notes: tuple[str, ...]
     """What the caller should know: ids that the bundle does not hold, why there was a fallback, why fewer than `k`."""
     bundle: str
     """Which bundle answered: its name and the beginning of its fingerprint."""
+    timings_ms: dict[str, float] = field(default_factory=dict, compare=False)
+    """Stage -> milliseconds: `query`, `retrieval`, `ranking`, and `explain` where it was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold it."""
@@ -48,7 +80,9 @@ class SimilarItem:
     """One neighbour of an item."""
 
     item_id: str
+    """Which one."""
     title: str | None
+    """From the bundle's title column; None where there is none."""
     rank: int
     """From 1."""
     score: float

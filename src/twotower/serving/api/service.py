@@ -1,0 +1,422 @@
+"""What each call of the API does, without HTTP: who answers, what the store knows of the user, whose turn it is."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from twotower.errors import RequestError, StorageError, TwotowerError
+from twotower.serving.answers.asking import Since
+from twotower.serving.answers.catalogue import Features, checked_items
+from twotower.serving.answers.results import Recommendation
+from twotower.serving.api.admin_messages import DeploymentRequest
+from twotower.serving.api.messages import (
+    DeleteItemsRequest,
+    EventMessage,
+    EventsRequest,
+    EventsResponse,
+    FoundItem,
+    FoundItems,
+    HistoryRequest,
+    ItemsResponse,
+    PutItemsRequest,
+    RankRequest,
+    RankResponse,
+    RecommendRequest,
+    RecommendResponse,
+    SearchRequest,
+    SimilarRequest,
+    SimilarResponse,
+)
+from twotower.serving.door.admission import Gate, OverloadedError
+from twotower.serving.door.telemetry import Swap, Telemetry
+from twotower.serving.live.deployment import Deployment, Live, Variant
+from twotower.serving.recommender import Recommender
+from twotower.serving.store.contract import Event, ItemChange, Met, Store
+from twotower.serving.store.writer import Writer
+
+MAIN = "main"
+"""The variant that answers where there is no experiment."""
+MOST_SINCE = 1_000
+"""Interactions of one user since the log's end that an answer looks at: the latest."""
+SHADOWED = 64
+"""Requests that wait to be answered unseen as well; more are passed over."""
+KEEP_UP_S = 0.5
+"""Between two looks for items that another server wrote."""
+AHEAD_US = 5 * 60 * 1_000_000
+"""How far an event may lie ahead: clocks differ. One that lies further would top every history until its time."""
+STORE_WITHIN_S = 0.1
+"""How long an answer waits for what a store on another machine knows of the user."""
+STORE_SILENT = "the store did not answer: what happened since the bundle was made is not in this answer"
+STORE_MISSING = "This server was started without a store. Name one by --store."
+
+
+class UnavailableError(Exception):
+    """What is asked for needs something that this server was started without."""
+
+
+class Service:
+    """One server's answers. Belongs to one event loop, on which everything that changes it is called."""
+
+    def __init__(self, live: Live, *, store: Store | None, telemetry: Telemetry) -> None:
+        """Answer from what is live; without a store, no events and no items can be written."""
+        self.live = live
+        self.is_ending = False
+        """Whether the server has been told to end."""
+        self.gate = Gate(shed=telemetry.shed)
+        self.telemetry = telemetry
+        self._store = store
+        self._writer = Writer(store) if store else None
+        self._shadowed: asyncio.Queue[tuple[RecommendRequest, tuple[str, ...], tuple[Since, ...]]]
+        self._shadowed = asyncio.Queue(SHADOWED)
+        self._deploying = asyncio.Lock()
+        self._ranking_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, by which the Open Inference Protocol calls the model."""
+        return str(self._first().bundle.metadata["name"])
+
+    @property
+    def bundle_id(self) -> str:
+        """Which bundle answers, of the first variant."""
+        return self._first().bundle.id
+
+    def end(self) -> None:
+        """Say from now on that no more should be asked; what is asked all the same is answered."""
+        self.is_ending = True
+
+    def close(self) -> None:
+        """Finish what is under way to the store."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._store is not None:
+            self._store.close()
+
+    async def recommend(self, asked: RecommendRequest, *, request_id: str, arrived: float) -> RecommendResponse:
+        """The best items for who asks.
+
+        Args:
+            asked: The request.
+            request_id: Under which the answer goes out; it also decides the variant of somebody without an id.
+            arrived: When the request came, by `time.perf_counter`.
+
+        Raises:
+            RequestError: see `Recommender.recommend`.
+            OverloadedError: there is no room.
+        """
+        user_id = None if asked.user_id is None else str(asked.user_id)
+        variant = self.live.current.choose(user_id, request_id)
+        since, notes = await self._since(user_id, variant.recommender)
+        async with self.gate.turn():
+            began = time.perf_counter()
+            until = None if asked.deadline_ms is None else arrived + asked.deadline_ms / 1000 - self._ranking_s
+            answer = _answer(variant.recommender, asked, since=since, rank_until=until)
+            if (ranking := answer.timings_ms.get("ranking")) is not None:
+                self._ranking_s += 0.1 * (ranking / 1000 - self._ranking_s)
+        if self.live.current.shadows:
+            with suppress(asyncio.QueueFull):
+                self._shadowed.put_nowait((asked, tuple(item.item_id for item in answer.items), since))
+        now = time.perf_counter()
+        timings_ms = {
+            "queue": round((began - arrived) * 1000, 3),
+            **answer.timings_ms,
+            "total": round((now - arrived) * 1000, 3),
+        }
+        self.telemetry.recommended(
+            variant=variant.name,
+            bundle=answer.bundle,
+            fallback=answer.fallback,
+            timings_ms=timings_ms,
+            candidates=int(variant.recommender.bundle.metadata["candidates"]),
+            items=len(answer.items),
+        )
+        return RecommendResponse(
+            request_id=request_id,
+            bundle=answer.bundle,
+            variant=variant.name,
+            items=answer.items,
+            fallback=answer.fallback,
+            notes=answer.notes + notes,
+            timings_ms=timings_ms,
+        )
+
+    async def rank(self, asked: RankRequest, *, request_id: str, arrived: float) -> RankResponse:
+        """The caller's items in the order of the ranking head; raises as `recommend` does."""
+        user_id = None if asked.user_id is None else str(asked.user_id)
+        variant = self.live.current.choose(user_id, request_id)
+        since, notes = await self._since(user_id, variant.recommender)
+        async with self.gate.turn():
+            began = time.perf_counter()
+            answer = variant.recommender.rank(
+                asked.items, user_id, history=asked.history, context=asked.context, since=since
+            )
+        return RankResponse(
+            request_id=request_id,
+            bundle=answer.bundle,
+            variant=variant.name,
+            items=answer.items,
+            notes=answer.notes + notes,
+            timings_ms={
+                "queue": round((began - arrived) * 1000, 3),
+                **answer.timings_ms,
+                "total": round((time.perf_counter() - arrived) * 1000, 3),
+            },
+        )
+
+    async def similar(self, asked: SimilarRequest, *, request_id: str) -> SimilarResponse:
+        """The nearest items; raises as `recommend` does."""
+        async with self.gate.turn():
+            variant = self.live.current.choose(None, request_id)
+            found = variant.recommender.similar(asked.item_id, k=asked.k, exclude=asked.exclude, filter=asked.filter)
+        return SimilarResponse(request_id=request_id, bundle=found.bundle, variant=variant.name, items=found.items)
+
+    async def add_events(self, asked: EventsRequest, *, request_id: str) -> EventsResponse:
+        """Keep what happened; once this returns it is on disk.
+
+        Raises:
+            UnavailableError: there is no store.
+            BusyError: too much waits to be written.
+            StorageError: the store failed.
+        """
+        writer = self._needed_writer()
+        now = time.time_ns() // 1000
+        events = [self._event(event, request_id=request_id, now=now) for event in asked.events]
+        accepted = await asyncio.wrap_future(writer.add_events(events))
+        self.telemetry.events(accepted=accepted, duplicates=len(events) - accepted)
+        return EventsResponse(request_id=request_id, accepted=accepted, duplicates=len(events) - accepted)
+
+    async def put_items(self, asked: PutItemsRequest, *, request_id: str) -> ItemsResponse:
+        """New items, or new features; once this returns they are on disk and can come.
+
+        Raises:
+            RequestError: features that the catalogue cannot hold.
+            UnavailableError, BusyError, StorageError: as for events.
+        """
+        items = {str(item.item_id): dict(item.features) for item in asked.items}
+        if len(items) < len(asked.items):
+            raise RequestError("items: an id stands there twice. Name each item once.")
+        for variant in self.live.current.variants:
+            checked_items(variant.recommender.bundle, items)
+        await self._write_items(items)
+        self.telemetry.items(put=len(items), removed=0)
+        return self._written(len(items), request_id=request_id)
+
+    async def delete_items(self, asked: DeleteItemsRequest, *, request_id: str) -> ItemsResponse:
+        """Items that shall not come any more; an id that is not there is no fault. Raises as `put_items` does."""
+        ids = list(dict.fromkeys(str(item_id) for item_id in asked.item_ids))
+        await self._write_items(dict.fromkeys(ids))
+        self.telemetry.items(put=0, removed=len(ids))
+        return self._written(len(ids), request_id=request_id)
+
+    async def search(self, asked: SearchRequest) -> FoundItems:
+        """Items by a part of their title or id, the popular first; beside the loop, as it reads every title."""
+        found = await asyncio.to_thread(self._first().search, asked.text, most=asked.k)
+        return FoundItems(items=tuple(FoundItem(item_id=item_id, title=title) for item_id, title in found))
+
+    async def history(self, asked: HistoryRequest) -> FoundItems:
+        """What is known of a user, latest first."""
+        recommender = self._first()
+        user_id = str(asked.user_id)
+        since, _ = await self._since(user_id, recommender)
+        met = recommender.history(user_id, since=since, most=asked.k)
+        return FoundItems(
+            items=tuple(FoundItem(item_id=item, title=title, timestamp=when) for item, title, when in met)
+        )
+
+    async def deploy(self, asked: DeploymentRequest) -> None:
+        """Let other bundles answer: each is loaded and checked beside what answers, then all take over at once.
+
+        Raises:
+            RequestError: names or shares that do not fit.
+            ArtifactError, StorageError: a bundle that is refused; nothing has changed.
+        """
+        async with self._deploying:
+            variants = [
+                Variant(name=each.name, recommender=await self._loaded(each.bundle), share=each.share)
+                for each in asked.variants
+            ]
+            shadows = [
+                Variant(name=each.name, recommender=await self._loaded(each.bundle), share=0.0)
+                for each in asked.shadows
+            ]
+            self._take_over(Deployment(variants=tuple(variants), shadows=tuple(shadows), salt=asked.salt))
+
+    async def swap(self, recommender: Recommender) -> None:
+        """Let a bundle that is loaded answer as the first variant."""
+        async with self._deploying:
+            self._take_writes(recommender)
+            self.live.swap(self.live.current.variants[0].name, recommender)
+            self._changed("taken")
+
+    def promote(self, variant: str) -> None:
+        """Let one variant answer everybody.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        self.live.promote(variant)
+        self._changed("taken")
+
+    def rollback(self) -> None:
+        """Let what answered before answer again.
+
+        Raises:
+            RequestError: nothing answered before.
+        """
+        self.live.rollback()
+        self._changed("rolled_back")
+
+    async def check(self, address: str) -> str:
+        """The id of a bundle that could answer.
+
+        Raises:
+            ArtifactError, StorageError: it could not.
+        """
+        return (await asyncio.to_thread(self.live.load, address)).bundle.id
+
+    def begin(self, address: str) -> None:
+        """Load the first bundle; see `Live.load`."""
+        recommender = self.live.load(address)
+        self._take_writes(recommender)
+        self._take_over(Deployment(variants=(Variant(name=MAIN, recommender=recommender, share=1.0),)))
+
+    async def _loaded(self, address: str) -> Recommender:
+        """A bundle by its id or its address, with what was put and removed."""
+        recommender = self.live.loaded(address)
+        if recommender is None:
+            try:
+                recommender = await asyncio.to_thread(self.live.load, address)
+            except TwotowerError:
+                self.telemetry.swap("refused")
+                raise
+            await asyncio.to_thread(self._take_writes, recommender)
+        return recommender
+
+    def _take_writes(self, recommender: Recommender) -> None:
+        """Tell a recommender what was put and removed since it last looked."""
+        if self._store is not None and (writes := self._store.items_after(recommender.sequence)):
+            recommender.write_items(
+                {write.item_id: write.features for write in writes}, sequence=max(write.sequence for write in writes)
+            )
+
+    def _take_over(self, deployment: Deployment) -> None:
+        for each in (*deployment.variants, *deployment.shadows):
+            self._take_writes(each.recommender)  # What came while it was loaded.
+        self.live.replace(deployment)
+        self._changed("taken")
+
+    def _changed(self, outcome: Swap) -> None:
+        current = self.live.current
+        self.telemetry.deployed({each.name: each.recommender.bundle for each in (*current.variants, *current.shadows)})
+        self.telemetry.swap(outcome)
+
+    async def shadow(self) -> None:
+        """Answer unseen, for as long as the server runs, what was answered before; only while nobody waits."""
+        while True:
+            asked, shown, since = await self._shadowed.get()
+            for variant in self.live.current.shadows:
+                with suppress(OverloadedError):
+                    async with self.gate.turn():
+                        self._compare(variant, asked, shown, since)
+
+    async def keep_up(self) -> None:
+        """Take up, for as long as the server runs, items that another server wrote to the same store."""
+        while self._store is not None:
+            await asyncio.sleep(KEEP_UP_S)
+            with suppress(StorageError):  # Told by whatever needs the store next.
+                for recommender in self.live.recommenders():
+                    await asyncio.to_thread(self._take_writes, recommender)
+
+    def _compare(
+        self, variant: Variant, asked: RecommendRequest, shown: Sequence[str], since: tuple[Since, ...]
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            answer = _answer(variant.recommender, asked, since=since, rank_until=None)
+        except RequestError:
+            self.telemetry.shadowed(variant=variant.name, seconds=time.perf_counter() - began, overlap=None)
+            return
+        both = {item.item_id for item in answer.items} & set(shown)
+        self.telemetry.shadowed(
+            variant=variant.name, seconds=time.perf_counter() - began, overlap=len(both) / max(1, len(shown))
+        )
+
+    def _first(self) -> Recommender:
+        return self.live.current.variants[0].recommender
+
+    async def _since(self, user_id: str | None, recommender: Recommender) -> tuple[tuple[Since, ...], tuple[str, ...]]:
+        """What the store knows of a user since the bundle's log ended, and a note where it could not be asked.
+
+        A store that is not quick is asked beside the loop, and no longer than an answer can wait.
+        """
+        store = self._store
+        if store is None or user_id is None:
+            return (), ()
+
+        def look() -> list[Met]:
+            return store.history(user_id, after=int(recommender.bundle.metadata["last_us"]), limit=MOST_SINCE)
+
+        try:
+            met = look() if store.is_quick else await asyncio.wait_for(asyncio.to_thread(look), STORE_WITHIN_S)
+        except (StorageError, TimeoutError):
+            return (), (STORE_SILENT,)
+        return tuple(
+            Since(item_id=each.item_id, timestamp=each.timestamp, holds=recommender.is_positive(each.labels))
+            for each in met
+        ), ()
+
+    def _event(self, told: EventMessage, *, request_id: str, now: int) -> Event:
+        """As the store has it; who answers the user now is filled in where the caller does not say who answered."""
+        user_id = str(told.user_id)
+        if told.timestamp is not None and told.timestamp > now + AHEAD_US:
+            raise RequestError(
+                f"event '{told.event_id}': its timestamp lies ahead. Send microseconds since 1970, or leave it out."
+            )
+        variant = self.live.current.choose(user_id, told.request_id or request_id)
+        return Event(
+            event_id=told.event_id,
+            kind=told.kind,
+            user_id=user_id,
+            item_id=str(told.item_id),
+            timestamp=now if told.timestamp is None else told.timestamp,
+            labels=told.labels,
+            context=told.context,
+            request_id=told.request_id,
+            bundle=told.bundle or variant.recommender.bundle.id,
+            variant=told.variant or variant.name,
+            rank=told.rank,
+        )
+
+    def _needed_writer(self) -> Writer:
+        if self._writer is None:
+            raise UnavailableError(STORE_MISSING)
+        return self._writer
+
+    async def _write_items(self, writes: Mapping[str, Features | None]) -> None:
+        """First on disk, then in what can come, in the store's order."""
+        writer = self._needed_writer()
+        changes = [ItemChange(item_id=item_id, features=features) for item_id, features in writes.items()]
+        await asyncio.wrap_future(writer.write_items(changes))
+        for recommender in self.live.recommenders():
+            self._take_writes(recommender)
+
+    def _written(self, count: int, *, request_id: str) -> ItemsResponse:
+        return ItemsResponse(request_id=request_id, written=count, items=len(self._first().catalogue))
+
+
+def _answer(
+    recommender: Recommender, asked: RecommendRequest, *, since: Sequence[Since], rank_until: float | None
+) -> Recommendation:
+    return recommender.recommend(
+        asked.user_id,
+        history=asked.history,
+        context=asked.context,
+        k=asked.k,
+        exclude=asked.exclude,
+        exclude_seen=asked.exclude_seen,
+        filter=asked.filter,
+        explain=asked.explain,
+        since=since,
+        rank_until=rank_until,
+    )

@@ -1,0 +1,111 @@
+"""Who is computed for next, and who is sent away: one at a time, in order, with a bounded wait.
+
+Answering takes the processor for a millisecond or so and the interpreter can do one thing at a time; threads would only
+hand that one thing round. So requests wait in a queue that can be seen, and one that would wait too long is told so at
+once, while those admitted stay quick.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+PATIENCE_S = 0.005
+"""The longest wait while the queue does not empty: more is asked than can be answered, and waiting helps nobody."""
+BURST_S = 0.1
+"""The longest wait otherwise, and how long the queue may go without being empty: a burst is waited through."""
+SMOOTHING = 0.05
+"""Weight of the newest in the mean time from one turn to the next."""
+RETRY_AFTER_S = 1
+"""What is told to whoever is sent away."""
+
+
+class OverloadedError(Exception):
+    """There is no room now; nothing was computed."""
+
+
+class Gate:
+    """Lets one at a time through.
+
+    Source:
+        The choice between two waits by whether the queue was empty of late: Maurer, "Fail at scale", ACM Queue 13(8),
+        2015, https://doi.org/10.1145/2838344.2839461, after CoDel (Nichols and Jacobson, ACM Queue 10(5), 2012).
+    """
+
+    def __init__(self, *, shed: Callable[[], None], patience_s: float = PATIENCE_S, burst_s: float = BURST_S) -> None:
+        """Belongs to one event loop; `shed` is told of each who is sent away."""
+        self.shed = shed
+        self._patience = patience_s
+        self._burst = burst_s
+        self._busy = False
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._between = 0.001
+        """Seconds from one turn to the next while some wait: all that an answer takes, reading and writing included."""
+        self._handed_at = self._empty_at = time.perf_counter()
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one that came now would be sent away."""
+        return bool(self._waiting) and len(self._waiting) * self._between > self._longest()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold the processor; what is done within should not wait for anything.
+
+        Raises:
+            OverloadedError: the wait would be, or was, too long.
+        """
+        await self._enter()
+        try:
+            yield
+        finally:
+            # Not at once: the loop looks at what came in meanwhile, and sends away what has no room, between any two.
+            asyncio.get_running_loop().call_soon(self._leave)
+
+    async def _enter(self) -> None:
+        now = time.perf_counter()
+        if not self._busy:
+            self._busy, self._handed_at = True, now
+            return
+        if not self._waiting:
+            self._empty_at = now
+        if self.is_full:
+            self.shed()
+            raise OverloadedError
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append((place, now))
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._leave()  # The turn had just been handed over.
+            raise
+
+    def _leave(self) -> None:
+        """Hand the turn to the next who has not waited too long."""
+        now = time.perf_counter()
+        longest = self._longest()
+        while self._waiting:
+            place, since = self._waiting.popleft()
+            if place.done():  # Gave up.
+                continue
+            if now - since > longest:
+                self.shed()
+                place.set_exception(OverloadedError())
+                continue
+            place.set_result(None)
+            self._between += SMOOTHING * (now - self._handed_at - self._between)
+            self._handed_at = now
+            return
+        self._busy = False
+
+    def _longest(self) -> float:
+        """The wait that is allowed now."""
+        is_steady = time.perf_counter() - self._empty_at > self._burst
+        return self._patience if is_steady else self._burst
