@@ -70,11 +70,15 @@ RUN cd /opt/twotower/lib/python3.11/site-packages && rm -rf \
     # tools that make and change models, wrappers of Fortran, what builds extensions (6 MB)
     onnxruntime/transformers onnxruntime/quantization onnxruntime/tools onnxruntime/datasets faiss/contrib \
     numpy/f2py numpy/distutils \
-    # symbol tables, for a debugger (25 MB)
-    && strip --strip-unneeded pyarrow/*.so pyarrow/*.so.*
-RUN /opt/twotower/bin/python3 -c 'import click, faiss, fastapi, numpy.random, numpy.typing, onnxruntime, \
-    pyarrow.compute, pyarrow.fs, pyarrow.parquet, pydantic.dataclasses, rich.console, uvicorn, \
-    uvicorn.lifespan.on, uvicorn.loops.asyncio, uvicorn.protocols.http.h11_impl'
+    # what was translated to C (1 MB)
+    uvloop/*.pyx uvloop/*.pxd uvloop/*/*.pyx uvloop/*/*.pxd httptools/*/*.pyx httptools/*/*.pxd \
+    # how to colour source code in 500 languages (4 MB)
+    pygments/lexers/[!_]*.py pygments/lexers/_*_builtins.py \
+    # symbol tables, for a debugger (35 MB)
+    && strip --strip-unneeded pyarrow/*.so pyarrow/*.so.* uvloop/*.so httptools/*/*.so
+RUN /opt/twotower/bin/python3 -c 'import click, faiss, fastapi, fastapi.openapi.utils, numpy.random, numpy.typing, \
+    onnxruntime, prometheus_client.core, pyarrow.compute, pyarrow.fs, pyarrow.parquet, pydantic.dataclasses, rich.console, \
+    uvicorn, uvicorn.lifespan.off, uvicorn.loops.uvloop, uvicorn.protocols.http.httptools_impl'
 
 FROM build AS pipeline-needs
 COPY requirements/pipeline.txt requirements/

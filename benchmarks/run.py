@@ -19,6 +19,7 @@ BENCHMARKS = {
     "overload": "serving.overload",
     "swap": "serving.swap",
     "soak": "serving.soak",
+    "serve-image": "serving.serve_image",
     "quality-ml100k-tfrs": "quality.ml100k_tfrs",
     "quality-ml100k-stratified": "quality.ml100k_stratified",
     "quality-ml1m-last-out": "quality.ml1m_last_out",

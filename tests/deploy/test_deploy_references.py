@@ -59,6 +59,9 @@ def _targets(each: Object, known: Places) -> Iterator[str]:
     if kind == "RoleBinding":
         wanted = [(namespace, each["roleRef"]["kind"], each["roleRef"]["name"])]
         wanted += [(who["namespace"], who["kind"], who["name"]) for who in each["subjects"]]
+    if kind == "ServiceMonitor":
+        keys = [endpoint["authorization"]["credentials"] for endpoint in each["spec"]["endpoints"]]
+        wanted = [(namespace, "Secret", key["name"]) for key in keys]
     yield from (f"no {target}" for target in wanted if target not in known)
 
 

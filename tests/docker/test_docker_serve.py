@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,16 +33,23 @@ def run_directory(docker, pipeline_image: str, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def server(docker, serve_image: str, run_directory: Path) -> Iterator[tuple[str, str]]:
-    """Container and address of a server that is ready, reachable from this machine alone."""
+    """Container and address of a server that is ready."""
+    with serving(docker, serve_image, run_directory / "bundle") as found:
+        yield found
+
+
+@contextmanager
+def serving(docker, image: str, bundle: Path, *flags: str) -> Iterator[tuple[str, str]]:
+    """Container and address of a server that is ready, reachable from this machine alone; `flags` are docker's."""
     options = {
-        "--volume": f"{run_directory / 'bundle'}:/bundle:ro",
+        "--volume": f"{bundle}:/bundle:ro",
         "--env": f"TWOTOWER_API_KEY={KEY}",
         "--publish": "127.0.0.1::8000",
         "--health-interval": "1s",
     }
-    flags = [part for option in options.items() for part in option]
+    told = (*docker.hardened, *(part for option in options.items() for part in option), *flags)
     command = ("serve", "/bundle", "--host", "0.0.0.0", "--port", "8000")
-    container = docker("run", "--detach", *docker.hardened, *flags, serve_image, *command).stdout.strip()
+    container = docker("run", "--detach", *told, image, *command).stdout.strip()
     try:
         address = docker("port", container, "8000").stdout.split()[-1]
         wait_until_ready(docker, container, f"http://{address}")
@@ -60,9 +69,9 @@ def wait_until_ready(docker, container: str, address: str) -> None:
     pytest.fail(f"the server is not ready after half a minute: {logs.stdout}{logs.stderr}")
 
 
-def ask(address: str, body: dict[str, object], *, key: str = KEY) -> dict[str, object]:
+def ask(address: str, body: dict[str, object], *, key: str = KEY, path: str = "/v1/recommend") -> dict[str, object]:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"{address}/v1/recommend", json.dumps(body).encode(), headers)
+    request = urllib.request.Request(f"{address}{path}", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         found: dict[str, object] = json.load(answer)
     return found
@@ -79,6 +88,25 @@ def test_the_container_gives_the_answer_that_the_bundle_gives_here(server, run_d
 def test_the_container_refuses_who_has_no_key(server) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         ask(server[1], {"user_id": "1"}, key="another")
+
+
+def test_400_mb_of_memory_are_enough_to_answer(docker, serve_image: str, run_directory: Path) -> None:
+    with serving(docker, serve_image, run_directory / "bundle", "--memory", "400m", "--memory-swap", "400m") as (
+        container,
+        address,
+    ):
+        for user in load_split(run_directory / "split").user_ids[:100]:
+            assert ask(address, {"user_id": str(user), "k": 5})["items"]
+        assert docker("inspect", "--format", "{{.State.OOMKilled}}", container).stdout.strip() == "false"
+
+
+def test_beside_a_bundle_that_cannot_be_written_nothing_is_kept_and_nothing_is_wrong(docker, server) -> None:
+    event = {"event_id": "1", "user_id": "1", "item_id": "1"}
+    with pytest.raises(urllib.error.HTTPError, match="501") as refused:
+        ask(server[1], {"events": [event]}, path="/v1/events")
+    assert "without a store" in json.load(refused.value)["error"]
+    logs = docker("logs", server[0])
+    assert re.fullmatch(r"Serving tiny-\w+ on http://0\.0\.0\.0:8000\n", logs.stdout + logs.stderr)
 
 
 def test_docker_itself_sees_that_the_server_is_healthy(docker, server) -> None:

@@ -336,12 +336,13 @@ def asked(side: TrainingSide) -> Asked:
 
 
 def question(side: TrainingSide, asked: Asked, place: int) -> dict[str, Any]:
-    """Who asks, as it goes over the wire: a moment in microseconds."""
+    """Who asks, as it goes over the wire: a moment in microseconds for some, as text for the others."""
     row, context = int(asked.log_row[place]), {}
     if row >= 0:
         told = side.dataset.context.slice(row, 1)
+        moment = pa.int64() if place % 4 else pa.string()
         context = {
-            name: (values.cast(pa.int64()) if pa.types.is_timestamp(values.type) else values)[0].as_py()
+            name: (values.cast(moment) if pa.types.is_timestamp(values.type) else values)[0].as_py()
             for name, values in zip(told.column_names, told.columns, strict=True)
         }
     return {"user_id": str(side.dataset.user_ids[asked.user[place]]), "context": context}

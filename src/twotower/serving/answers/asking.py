@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
+from twotower.data.feature_encoders import TimestampEncoder
 from twotower.errors import DataError, RequestError
 from twotower.serving.answers.catalogue import NO_ROWS, Catalogue
 
@@ -87,6 +88,7 @@ class Asking:
         }
         self.readable = tuple(sorted(self._columns - {"user_id", "timestamp"}))
         """What `context` can tell."""
+        self._moments = {encoder.column for encoder in self._features.query if isinstance(encoder, TimestampEncoder)}
         self._blank = self._features.query_inputs(columns={}, timestamp=np.zeros(1, np.int64), history=[([], [])])
         telling = [
             e.key for e in self._features.query if e.column != "timestamp" or e.column in self._features.user_columns
@@ -242,7 +244,16 @@ class Asking:
         if strange := sorted(set(context) - set(self.readable)):
             there = ", ".join(self.readable) or "no column"
             raise RequestError(f"context: the model does not read '{strange[0]}'; it reads {there}. Leave it out.")
-        return {name: [value] * queries for name, value in context.items()}
+        return {name: [self._told(name, value)] * queries for name, value in context.items()}
+
+    def _told(self, name: str, value: Any) -> Any:
+        """A value as the model's features take it: a moment may come as text, as JSON has no other way."""
+        if name not in self._moments or not isinstance(value, str):
+            return value
+        try:
+            return self.moment(datetime.fromisoformat(value))
+        except (ValueError, OverflowError) as fault:
+            raise RequestError(f"context: '{name}' is a moment, {value!r:.60} is none. Send ISO 8601.") from fault
 
     def _history(self, span: slice, told: Met, *, catalogue: Catalogue) -> tuple[list[str], list[int]]:
         """The last items that a history may hold, of the log's span and of those told, in the order of time."""
