@@ -79,6 +79,37 @@ def test_who_would_wait_too_long_is_sent_away_at_once_and_the_others_are_served(
     assert 2 <= served <= 10  # The first, and who waits at most 50 ms behind it, at 10 ms each.
 
 
+def test_a_handful_is_no_rush_however_long_each_takes() -> None:
+    async def work() -> bool:
+        gate = Gate(shed=lambda: None, patience_s=0, burst_s=0)
+        async with gate.turn():
+            places = [asyncio.create_task(gate.turn().__aenter__()) for _ in range(3)]
+            await asyncio.sleep(0)
+            is_full = gate.is_full
+            for place in places:
+                place.cancel()
+        return is_full
+
+    assert not run(work())
+
+
+def test_the_rest_of_what_has_begun_is_not_sent_away_while_others_are() -> None:
+    async def work() -> list[Any]:
+        gate = Gate(shed=lambda: None, patience_s=0, burst_s=0)
+
+        async def one(*, is_admitted: bool) -> str:
+            async with gate.turn(is_admitted=is_admitted):
+                busy(0.005)
+                return "served"
+
+        admitted = [False, False, False, False, False, False, True]
+        return await asyncio.gather(*(one(is_admitted=each) for each in admitted), return_exceptions=True)
+
+    outcomes = run(work())
+    assert (outcomes[0], outcomes[-1]) == ("served", "served")
+    assert {type(each) for each in outcomes[1:-1]} == {OverloadedError}
+
+
 def test_after_the_rush_everybody_is_served_again() -> None:
     async def work() -> str:
         gate = Gate(shed=lambda: None, patience_s=0.001, burst_s=0.002)

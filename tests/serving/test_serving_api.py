@@ -1,5 +1,6 @@
 """The API over HTTP, route by route, on a bundle that was really trained."""
 
+import gzip
 import json
 import signal
 import subprocess
@@ -150,6 +151,34 @@ def test_a_batch_answers_each_as_if_it_had_come_alone(api: httpx.Client) -> None
     assert (wrong.status_code, wrong.json()["error"][:12]) == (400, "requests.1: ")
 
 
+def test_a_batch_holds_only_so_many_items_in_all(api: httpx.Client) -> None:
+    many = [{"history": ["1"] * 4_000, "exclude": ["2"] * 4_000}] * 3
+    answer = api.post("/v1/recommend:batch", json={"requests": many})
+    assert (answer.status_code, answer.json()["error"][:27]) == (400, "requests: more than 20,000 ")
+    assert len(post(api, "/v1/recommend:batch", requests=many[:2])["responses"]) == 2
+
+
+def test_a_body_of_many_faults_is_refused_by_the_first_or_by_their_number(api: httpx.Client) -> None:
+    answer = api.post("/v1/recommend:batch", json={"requests": [{"history": [{}] * 3_000}] * 80})
+    assert (answer.status_code, answer.json()["error"][:22]) == (422, "requests.0.history.0: ")
+    answer = api.post("/v1/recommend", json={f"field {number}": 0 for number in range(5_000)})
+    assert (answer.status_code, answer.json()["error"][:20]) == (422, "body: 5,000 faults. ")
+
+
+def test_a_number_that_no_table_holds_is_refused_wherever_it_stands(api: httpx.Client) -> None:
+    event = {"event_id": "poison", "user_id": "1", "item_id": "1"}
+    for value in (int("9" * 400), [1 << 63]):
+        answer = api.post("/v1/events", json={"events": [event | {"context": {"x": value}}]})
+        assert (answer.status_code, answer.json()["error"][:45]) == (
+            400,
+            "context.x: a whole number of more than 64 bit",
+        )
+        for name in (YEAR, "title"):
+            item = {"item_id": "poison", "features": {name: value}}
+            assert api.put("/v1/items", json={"items": [item]}).status_code == 400
+    assert api.post("/v1/events", json={"events": [event | {"labels": {"x": int("9" * 400)}}]}).status_code == 422
+
+
 def test_similar_items_leave_out_what_is_excluded_and_filtered(api: httpx.Client, tiny: Recommender) -> None:
     item_id = popular(tiny, 1)[0]
     nearest = ids(post(api, "/v1/similar", item_id=item_id, k=5))
@@ -234,11 +263,14 @@ def test_events_and_items_outlast_the_server(bundle: Path, tiny: Recommender, tm
     first = popular(tiny, 1)[0]
     with serving(bundle, *store) as server, httpx.Client(base_url=server.url, timeout=60) as api:
         told(api, "somebody", first, labels={"rating": 5})
-        api.put("/v1/items", json={"items": [{"item_id": "stays", "features": {YEAR: 2999}}]})
+        mixed = [{YEAR: 2999, "title": "Stays"}, {YEAR: 3000, "title": 5}]
+        items = [{"item_id": f"stays {place}", "features": each} for place, each in enumerate(mixed)]
+        assert api.put("/v1/items", json={"items": items}).status_code == 200
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(60)
     with serving(bundle, *store) as server, httpx.Client(base_url=server.url, timeout=60) as api:
-        assert ids(post(api, "/v1/recommend", filter="year == 2999")) == ["stays"]
+        assert ids(post(api, "/v1/recommend", filter="year == 2999")) == ["stays 0"]
+        assert ids(post(api, "/v1/recommend", filter="title == '5'")) == ["stays 1"]
         assert ids(post(api, "/v1/history", user_id="somebody")) == [first]
         assert told(api, "somebody", first)["duplicates"] == 1
 
@@ -264,8 +296,43 @@ def test_the_open_inference_protocol_gives_the_answers_of_the_api(api: httpx.Cli
     assert (items["shape"], items["data"]) == ([2, 4], [*ids(alone[0]), *ids(alone[1])])
     assert scores["data"] == [item["score"] for each in alone for item in each["items"]]
     assert api.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
-    wrong = api.post("/v2/models/tiny/infer", json={"inputs": [{**asked["inputs"][0], "shape": [3]}]})
-    assert wrong.status_code == 400
+    empty = {"name": "history", "shape": [2, 0], "datatype": "BYTES", "data": []}
+    assert post(api, "/v2/models/tiny/infer", inputs=[*asked["inputs"], empty])["outputs"] == answer["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ([{"name": "user_id", "shape": [3], "datatype": "BYTES", "data": ["3", "4"]}], "2 values, 3 by its shape"),
+        ([{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["x" * 1025]}], "at most 1,024 characters"),
+        ([{"name": "history", "shape": [2, 6000], "datatype": "BYTES", "data": ["1"] * 12000}], "than 10,000 items"),
+        (
+            [
+                {"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["3"]},
+                {"name": "k", "shape": [1], "datatype": "BYTES", "data": [3]},
+            ],
+            "Send INT32 or INT64",
+        ),
+    ],
+)
+def test_a_tensor_that_is_not_what_it_says_is_refused(api: httpx.Client, inputs: list[Any], told: str) -> None:
+    answer = api.post("/v2/models/tiny/infer", json={"inputs": inputs})
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]
+
+
+def test_a_probe_may_ask_by_head(api: httpx.Client) -> None:
+    for path in ("/livez", "/readyz"):
+        answer = api.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_compressed_body_is_refused_as_such(api: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    zipped = api.post("/v1/recommend", content=gzip.compress(b"{}"), headers=headers | {"Content-Encoding": "gzip"})
+    assert (zipped.status_code, "Content-Encoding" in zipped.json()["error"]) == (415, True)
+    plain = api.post("/v1/recommend", content=b"{}", headers=headers | {"Content-Encoding": "identity"})
+    assert plain.status_code == 200
 
 
 def test_info_tells_what_can_be_asked(api: httpx.Client, tiny: Recommender) -> None:
@@ -283,9 +350,9 @@ def test_the_figures_count_what_was_answered(api: httpx.Client) -> None:
         lines = [line for line in api.get("/metrics").text.splitlines() if line.startswith(name)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
-    before = count("twotower_recommendations_total")
-    post(api, "/v1/recommend", user_id="3")
-    assert count("twotower_recommendations_total") == before + 1
+    before = count("twotower_recommendations_total"), count("twotower_candidates_sum")
+    post(api, "/v1/recommend", k=7)  # Of the popular, retrieval brings no more than are asked for.
+    assert (count("twotower_recommendations_total"), count("twotower_candidates_sum")) == (before[0] + 1, before[1] + 7)
 
 
 def admin_of(server: Child) -> httpx.Client:

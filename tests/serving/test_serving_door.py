@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -107,7 +107,9 @@ class Application:
 
 
 @contextmanager
-def serving(limits: ConnectionLimits | None = None, **named: Any) -> Iterator[Site]:
+def serving(
+    limits: ConnectionLimits | None = None, turns_away: Callable[[bytes], bool] = lambda _: False, **named: Any
+) -> Iterator[Site]:
     told = Told()
     door = Door(
         Application(told),
@@ -116,7 +118,7 @@ def serving(limits: ConnectionLimits | None = None, **named: Any) -> Iterator[Si
         finished=lambda state, status, seconds: told.finished.append((state, status)),
         **{"keys": None, **named},
     )
-    protocol = connection_protocol(limits or ConnectionLimits(), ended=told.ended.append)
+    protocol = connection_protocol(limits or ConnectionLimits(), ended=told.ended.append, turns_away=turns_away)
     config = uvicorn.Config(door, http=protocol, lifespan="off", log_config=None, ws="none", proxy_headers=False)
     server = uvicorn.Server(config)
     with socket.socket() as bound:
@@ -160,7 +162,7 @@ class Keyed:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     made = {scope: add_key(file, f"a-{scope}", scopes=[scope]) for scope in ("read", "write", "admin")}
-    with serving(keys=KeyRing.load(file)) as site:
+    with serving(keys=KeyRing(file=file)) as site:
         yield Keyed(site, {**made, "wrong": "tt_" + "0" * 43})
 
 
@@ -520,6 +522,32 @@ def test_each_request_is_told_of_once_with_its_template_and_the_key_s_name(keyed
     assert told[:2] == [("/models/{name}", 200, "a-read"), ("other", 404, "a-read")]
     assert told[2:] == [("/ask", 401, None), ("/ask", 499, "a-read")]
     assert keyed.site.told.finished[0][0]["traceparent"] == "00-1"
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_who_is_turned_away_is_told_when_to_come_again_and_may_ask_on_over_the_same_connection(
+    is_chunked: bool,
+) -> None:
+    with serving(turns_away=lambda target: target == b"/ask?full") as site:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
+        for target, status in (("/ask?full", 503), ("/ask?full", 503), ("/ask", 200), ("/ask?full", 503)):
+            body = iter([b"a" * 40_000, b"b" * 40_000]) if is_chunked else b"a" * 900
+            if is_chunked and status == 200:
+                body = iter([b"a" * 100])
+            connection.request("POST", target, body)
+            if target == "/ask":
+                own = connection.sock
+            response = connection.getresponse()
+            told = json.loads(response.read())
+            assert response.status == status
+            if status == 503:
+                assert response.headers["Retry-After"] == "1"
+                assert told == {"error": "Too much is asked just now. Ask again later."}
+        assert connection.sock is own
+        connection.close()
+        assert [path for _, path, _ in site.told.asked] == ["/ask"]
+        closing = site.call("POST", "/ask?full", b"a", Connection="close")
+        assert (closing[0], closing[1]["Connection"]) == (503, "close")
 
 
 def test_a_server_that_ends_answers_once_more_on_a_connection_that_was_idle() -> None:

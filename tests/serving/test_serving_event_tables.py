@@ -1,5 +1,6 @@
 """Exported events and items: which columns there are, of which types, and that a file appears whole."""
 
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twotower.errors import DataError, StorageError
+from twotower.errors import DataError, RequestError, StorageError
 from twotower.serving.store import event_tables
 from twotower.serving.store.contract import EARLIEST_US, Event, ItemChange, Store, open_store
 from twotower.serving.store.event_tables import write_interactions, write_items
@@ -57,12 +58,25 @@ def test_each_label_and_each_context_column_becomes_a_column(store: Store, tmp_p
     ]
 
 
+def test_a_whole_number_that_no_column_holds_is_refused_and_an_old_store_with_one_is_exported(
+    store: Store, tmp_path: Path
+) -> None:
+    for value in (1 << 63, -(1 << 63) - 1, [int("9" * 400)]):
+        with pytest.raises(RequestError, match=r"context\.x: a whole number of more than 64 bits"):
+            event(1, context={"x": value})
+    store.add_events([event(number, context={"x": number}) for number in range(3)])
+    with sqlite3.connect(tmp_path / "events.sqlite") as file:
+        for number, value in ((1, 1 << 63), (2, int("9" * 400))):
+            file.execute("UPDATE events SET context = ? WHERE event_id = ?", (f'{{"x":{value}}}', f"e{number}"))
+    file.close()
+    assert exported(store, tmp_path)["x"].to_pylist() == [0.0, float(1 << 63), None]
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "found"),
     [
         ([1, 2.5, None], "double", [1.0, 2.5, None]),
         ([1, True], "double", [1.0, 1.0]),
-        ([1, 1 << 63], "double", [1.0, float(1 << 63)]),
         ([1, "one", 1.5, False], "string", ["1", "one", "1.5", "false"]),
         ([["a"], "b", [], None], "list<element: string>", [["a"], ["b"], [], None]),
         ([[1, None], [2]], "list<element: int64>", [[1, None], [2]]),

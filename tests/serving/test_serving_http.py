@@ -7,10 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,24 @@ def serving(bundle: str, *options: str, key: str | None = None) -> Iterator[Serv
         process.communicate(timeout=60)
 
 
+class Silent(SimpleHTTPRequestHandler):
+    """Hands out files, and says nothing of it."""
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def afar(folder: Path) -> Iterator[str]:
+    """The address of a folder behind a server of its own."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 @pytest.fixture(scope="module")
 def bundle(tiny_run: Path) -> Path:
     return tiny_run / "bundle"
@@ -117,7 +138,7 @@ def keyed(bundle: Path) -> Iterator[Server]:
 )
 def test_an_answer_is_the_recommender_s_own(server: Server, tiny: Recommender, asked: dict[str, Any]) -> None:
     expected = json.loads(json.dumps(tiny.recommend(**asked).to_dict()))
-    del expected["user_id"]
+    del expected["user_id"], expected["retrieved"]
     stages = expected.pop("timings_ms")
     answer = server.recommend(**asked)
     assert answer.status == 200
@@ -330,15 +351,18 @@ def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
     file.write_text("no bundle", encoding="utf-8")
     for place in (there, missing, file):
         assert str(place) in refused(str(place), "--port", "0").stderr
-        assert refused(place.as_uri(), "--port", "0", "--cache", str(tmp_path / "cache")).stderr.startswith("Error: ")
-    assert "cannot be written" in refused(there.as_uri(), "--port", "0", "--cache", str(file / "below")).stderr
+        assert str(place) in refused(place.as_uri(), "--port", "0").stderr
+        with afar(tmp_path) as address:
+            told = refused(f"{address}/{place.name}", "--port", "0", "--cache", str(tmp_path / "cache")).stderr
+        assert told.startswith(f"Error: {address}/{place.name}/manifest.json: the server answers 404")
+    assert "cannot be written" in refused(f"{address}/there", "--port", "0", "--cache", str(file / "below")).stderr
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a program could answer")
 def test_an_address_is_served_from_a_copy_until_sigterm_ends_it_with_code_0(bundle: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    with serving(bundle.as_uri(), "--cache", str(cache), key=KEY) as started:
+    with afar(bundle) as address, serving(address, "--cache", str(cache), key=KEY) as started:
         assert len(list(cache.glob("*/*/bundle/manifest.json"))) == 1
         assert started.call("GET", "/readyz").body["bundle"] == started.bundle_id
         started.call("POST", "/v1/recommend", b"{}", {"Authorization": "Bearer wrong"})

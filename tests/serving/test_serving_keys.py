@@ -43,7 +43,7 @@ def run(*arguments: str) -> Result:
 
 def test_a_digest_of_the_file_opens_what_its_scopes_say(file: Path) -> None:
     write(file, json.dumps({"keys": [entry(scopes=["write", "read"])]}))
-    found = KeyRing.load(file).find(b"foo")
+    found = KeyRing(file=file).find(b"foo")
     assert found is not None
     assert (found.name, set(found.scopes)) == ("a", {"read", "write"})
 
@@ -62,7 +62,7 @@ def test_a_key_is_256_random_bits_and_its_file_holds_all_but_the_key(file: Path)
 
 def test_a_key_is_found_among_others_and_a_part_of_it_is_not(file: Path) -> None:
     made = {name: add_key(file, name, scopes=["read"]) for name in ("a", "b", "c")}
-    ring = KeyRing.load(file)
+    ring = KeyRing(file=file)
     assert {name: key.name for name, shown in made.items() if (key := ring.find(shown.encode()))} == {
         name: name for name in made
     }
@@ -79,7 +79,7 @@ def test_nothing_but_the_key_opens(shown: bytes) -> None:
 
 def test_all_keys_are_compared_whichever_is_shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [add_key(file, f"key-{place}", scopes=["read"]) for place in range(5)]
-    ring = KeyRing.load(file)
+    ring = KeyRing(file=file)
     compared: list[int] = []
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(1) or real(a, b))
@@ -94,7 +94,7 @@ def test_a_running_ring_learns_of_a_new_key_and_forgets_a_removed_one(
 ) -> None:
     monkeypatch.setattr(keys, "LOOK_S", 0)
     first = add_key(file, "first", scopes=["read"])
-    ring = KeyRing.load(file)
+    ring = KeyRing(file=file)
     second = add_key(file, "second", scopes=["write"])
     assert ring.find(second.encode()) is not None
     remove_key(file, "first")
@@ -104,7 +104,7 @@ def test_a_running_ring_learns_of_a_new_key_and_forgets_a_removed_one(
 
 def test_a_file_is_looked_at_no_more_than_once_a_second(file: Path) -> None:
     first = add_key(file, "first", scopes=["read"])
-    ring = KeyRing.load(file)
+    ring = KeyRing(file=file)
     remove_key(file, "first")
     assert ring.find(first.encode()) is not None
 
@@ -155,9 +155,9 @@ def test_a_file_that_others_may_write_is_refused(file: Path) -> None:
     add_key(file, "a", scopes=["read"])
     file.chmod(0o660)
     with pytest.raises(TwotowerError, match=r"others may write it.*chmod 600"):
-        KeyRing.load(file)
+        KeyRing(file=file)
     file.chmod(0o444)
-    assert len(KeyRing.load(file)) == 1
+    assert len(KeyRing(file=file)) == 1
 
 
 def test_the_environment_gives_a_key_that_reads_and_writes_and_one_that_governs() -> None:
@@ -183,7 +183,7 @@ def test_commands_make_list_and_remove_a_key(file: Path) -> None:
     added = run("add", "shop", "--scope", "read", "--scope", "write", "--keys", str(file))
     assert added.exit_code == 0
     key = added.stdout.strip()
-    ring = KeyRing.load(file)
+    ring = KeyRing(file=file)
     assert ring.find(key.encode()) is not None
     listed = run("list", "--keys", str(file)).stdout
     assert re.search(r"shop +read write +\d{4}-\d\d-\d\d \d\d:\d\d", listed)
@@ -225,7 +225,7 @@ def test_while_a_file_is_rewritten_another_change_is_told_to_wait(file: Path) ->
     held.touch()
     result = run("remove", "there", "--keys", str(file))
     assert (result.exit_code, "is at work on the same file" in result.stderr) == (2, True)
-    assert KeyRing.load(file).find(key.encode()) is not None
+    assert KeyRing(file=file).find(key.encode()) is not None
     assert held.exists()
 
 
@@ -238,6 +238,6 @@ def test_no_key_is_lost_where_several_are_made_at_once(file: Path) -> None:
     names = [f"key-{place}" for place in range(24)]
     with ThreadPoolExecutor(4) as threads:
         made = list(threads.map(add, names))
-    ring = KeyRing.load(file)
+    ring = KeyRing(file=file)
     assert sorted(key.name for key in read_keys(file)) == sorted(names)
     assert [shown for shown in made if ring.find(shown.encode()) is None] == []

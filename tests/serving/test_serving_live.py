@@ -184,8 +184,9 @@ def test_one_variants_bundle_is_swapped_and_the_experiment_goes_on(
 
 
 def test_a_bad_bundle_is_refused_and_changes_nothing(
-    recommender: Recommender, bundle_directory: Path, tmp_path: Path
+    s3: Any, recommender: Recommender, bundle_directory: Path, tmp_path: Path
 ) -> None:
+    assert s3.keys() == []
     live = Live(cache=tmp_path / "cache")
     live.replace(of(recommender))
     before = live.current
@@ -193,13 +194,15 @@ def test_a_bad_bundle_is_refused_and_changes_nothing(
     array = np.load(bad / "candidates.npy")
     array[3, 1] += 1
     np.save(bad / "candidates.npy", array)
-    for address in (str(bad), bad.as_uri()):
+    storage.upload(bad, "s3://bucket/bad")
+    for address in (str(bad), bad.as_uri(), "s3://bucket/bad"):
         with pytest.raises(ArtifactError, match=r"candidates\.npy: damaged"):
             live.load(address)
-    with pytest.raises(ArtifactError, match="not a bundle directory"):
-        live.load(str(tmp_path / "nothing"))
+    for address in (str(tmp_path / "nothing"), (tmp_path / "nothing").as_uri()):
+        with pytest.raises(ArtifactError, match="not a bundle directory"):
+            live.load(address)
     with pytest.raises(StorageError, match="there is nothing"):
-        live.load((tmp_path / "nothing").as_uri())
+        live.load("s3://bucket/nothing")
     assert live.current is before
     assert live.recommenders() == []
     assert list((tmp_path / "cache").rglob("*.npy")) == []
@@ -245,14 +248,33 @@ def test_a_copy_from_afar_lasts_as_long_as_its_recommender(s3: Any, bundle_direc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_server_left_is_removed_from_its_own_folder(bundle_directory: Path, tmp_path: Path) -> None:
+def test_what_a_killed_server_left_is_removed_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / f"{COPY}abc" / "bundle").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     Live(cache=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "file").touch()
     with pytest.raises(TwotowerError, match="cannot be written"):
-        Live(cache=tmp_path / "file").load(bundle_directory.as_uri())
+        Live(cache=tmp_path / "file").load("s3://bucket/bundle")
+
+
+def test_a_file_address_is_opened_where_it_lies(bundle_directory: Path, tmp_path: Path) -> None:
+    live = Live(cache=tmp_path / "cache")
+    assert live.load(bundle_directory.as_uri()).bundle.directory == bundle_directory
+    assert not (tmp_path / "cache").exists()
+
+
+def test_of_a_bundle_from_afar_nothing_is_copied_but_what_its_manifest_names(
+    s3: Any, bundle_directory: Path, tmp_path: Path
+) -> None:
+    storage.upload(bundle_directory, "s3://bucket/bundle")
+    s3.objects["bucket/bundle/beside.bin"] = b"much"
+    s3.objects["bucket/other/secret.txt"] = b"none of ours"
+    live = Live(cache=tmp_path)
+    assert len(live.load("s3://bucket/bundle").recommend("u1", k=3).items) == 3
+    with pytest.raises(StorageError, match=r"manifest\.json: there is nothing"):
+        live.load("s3://bucket/other")
+    assert list(tmp_path.rglob("beside.bin")) == list(tmp_path.rglob("secret.txt")) == []
 
 
 def test_all_that_are_loaded_are_named_and_a_bundle_that_answers_is_found_by_its_id(
@@ -267,6 +289,8 @@ def test_all_that_are_loaded_are_named_and_a_bundle_that_answers_is_found_by_its
     assert live.loaded(first.bundle.id) is first
     assert live.loaded(second.bundle.id) is second
     assert live.loaded("tiny-0") is None
+    assert live.loaded(str(other_directory)) is live.loaded(other_directory.as_uri()) is second
+    assert live.loaded(str(other_directory.parent)) is None
 
 
 def test_readers_meet_whole_deployments_while_writers_change_them(recommender: Recommender) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from twotower.serve_config import BoostConfig, CapConfig, PinConfig, RulesConfig, ServeConfig
+from twotower.serving.answers.answering import DEEPEST
 from twotower.serving.recommender import Recommender
 
 ASKED: list[dict[str, Any]] = [{"user_id": "u3"}, {"history": ["i1", "i2"]}, {}]
@@ -112,3 +113,13 @@ def test_a_batch_keeps_the_rules_too(ruled: Callable[[RulesConfig], Recommender]
         rows = [row for row in table.to_pylist() if row["user_id"] == user]
         assert [row["item_id"] for row in rows] == ids(recommender, user_id=user, k=6)
         assert max(Counter(genre(row["item_id"]) for row in rows).values()) <= 2
+
+
+def test_a_cap_that_cannot_be_filled_is_not_sought_through_the_whole_catalogue(
+    ruled: Callable[[RulesConfig], Recommender],
+) -> None:
+    recommender = ruled(RulesConfig(caps=(CapConfig(column="genre", most=1),)))
+    recommender.write_items({f"new{number}": {"genre": "g0"} for number in range(DEEPEST + 10)})
+    answer = recommender.recommend("u3", k=10, exclude_seen=False)
+    assert answer.retrieved == DEEPEST
+    assert answer.notes == (f"the rules leave {len(answer.items)} items of the 10 asked for",)

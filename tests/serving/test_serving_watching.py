@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,14 @@ def folder(registry: Registry) -> str:
     return storage.join(registry.address, registry.name)
 
 
-def watch_of(live: Live, registry: Registry, **options: Any) -> Watch:
-    return Watch(live, address=folder(registry), swap=lambda recommender: live.swap("main", recommender), **options)
+def watch_of(live: Live, registry: Registry, *, refused: Callable[[], object] = lambda: None, **options: Any) -> Watch:
+    return Watch(
+        live,
+        address=folder(registry),
+        swap=lambda recommender: live.swap("main", recommender),
+        refused=refused,
+        **options,
+    )
 
 
 def answering(live: Live) -> Recommender:
@@ -144,12 +150,14 @@ def test_a_bad_version_is_told_once_and_the_old_one_goes_on_answering_until_the_
     registry: Registry, versions: list[str], live: Live, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    watch, first = watch_of(live, registry), answering(live)
+    refused: list[bool] = []
+    watch, first = watch_of(live, registry, refused=lambda: refused.append(True)), answering(live)
     damage(registry, versions[1])
     registry.promote(versions[1])
     for _ in range(3):
         watch.look()
     assert answering(live) is first
+    assert refused == [True]
     (told,) = caplog.messages
     assert told.startswith(f"watch: {versions[1]} is refused, and not tried again: ")
     assert "candidates.npy: damaged" in told
@@ -241,7 +249,7 @@ def test_a_store_that_goes_away_is_asked_less_and_less_often_and_its_version_is_
 def test_no_secret_of_an_address_is_logged(live: Live, s3: Any, caplog: pytest.LogCaptureFixture) -> None:
     s3.refused = True
     address = f"s3://key:verysecret@bucket/registry/tiny?scheme=http&endpoint_override={s3.address[7:]}&x=hidden"
-    Watch(live, address=address, swap=lambda _: None).look()
+    Watch(live, address=address, swap=lambda _: None, refused=lambda: None).look()
     assert "s3://bucket/registry/tiny/champion.json" in caplog.text
     assert "verysecret" not in caplog.text
     assert "hidden" not in caplog.text
@@ -258,7 +266,7 @@ def test_the_watch_runs_in_a_thread_of_its_own_and_ends_when_it_is_told(
         if recommender.bundle.id == versions[2]:
             swapped.set()
 
-    with Watch(live, address=folder(registry), swap=swap, every_s=0.01):
+    with Watch(live, address=folder(registry), swap=swap, refused=lambda: None, every_s=0.01):
         registry.promote(versions[1])
         registry.promote(versions[2])
         assert swapped.wait(30)
@@ -279,7 +287,7 @@ def test_a_fault_of_the_servers_own_is_logged_and_does_not_end_the_watch(
         done.set()
 
     registry.promote(versions[1])
-    with Watch(live, address=folder(registry), swap=swap, every_s=0.01):
+    with Watch(live, address=folder(registry), swap=swap, refused=lambda: None, every_s=0.01):
         assert done.wait(30)
     assert asked[:2] == [versions[1]] * 2
     assert "KeyError" in caplog.text

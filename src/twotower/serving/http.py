@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -34,7 +34,6 @@ from twotower.serving.door.door import Door
 from twotower.serving.door.keys import ADMIN_KEY, API_KEY, KeyRing, KeyScope
 from twotower.serving.door.logs import LogFormat, log_request, start_logs
 from twotower.serving.door.routing import Methods, scope_of
-from twotower.serving.door.shedding import Shedding
 from twotower.serving.door.telemetry import Telemetry
 from twotower.serving.door.tracing import Tracing
 from twotower.serving.live.deployment import Live
@@ -166,12 +165,18 @@ async def _serve_all(
     def swap(recommender: Recommender) -> None:
         asyncio.run_coroutine_threadsafe(service.swap(recommender), loop).result()
 
+    def refused() -> None:
+        service.telemetry.swap("refused")
+
+    watch: AbstractContextManager[object] = nullcontext()
+    if options.watch:
+        watch = Watch(service.live, address=options.watch, swap=swap, refused=refused)
     beside = [asyncio.create_task(service.shadow()), asyncio.create_task(service.keep_up())]
     behind = None
     if admin is not None and sockets[1] is not None:
         behind = asyncio.create_task(admin.serve(sockets=[sockets[1]]))
     try:
-        with Watch(service.live, address=options.watch, swap=swap) if options.watch else nullcontext():
+        with watch:
             await main.serve(sockets=[sockets[0]])
     finally:
         for task in beside:
@@ -215,7 +220,9 @@ def _config(app: ASGIApp, service: Service) -> uvicorn.Config:
     limits = replace(limits, connections=raise_open_files(limits.connections))
     return uvicorn.Config(
         app,
-        http=connection_protocol(limits, ended=service.telemetry.connection_ended),
+        http=connection_protocol(
+            limits, ended=service.telemetry.connection_ended, turns_away=lambda target: _turns_away(service, target)
+        ),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -228,6 +235,18 @@ def _config(app: ASGIApp, service: Service) -> uvicorn.Config:
     )
 
 
+def _turns_away(service: Service, target: bytes) -> bool:
+    """Whether a request for a target has no place to wait in; counted as sent away, and as answered."""
+    if not service.gate.is_full:
+        return False
+    route = target.partition(b"?")[0].decode("latin-1")
+    if route not in COMPUTED:
+        return False
+    service.telemetry.shed()
+    service.telemetry.answered(route, 503, 0.0)
+    return True
+
+
 def _door(app: FastAPI, service: Service, *, keys: KeyRing | None, tracing: Tracing | None) -> Door:
     def finished(state: dict[str, Any], status: int, seconds: float) -> None:
         service.telemetry.answered(state["route"], status, seconds)
@@ -236,7 +255,7 @@ def _door(app: FastAPI, service: Service, *, keys: KeyRing | None, tracing: Trac
             tracing.request(state, status, seconds)
 
     return Door(
-        Shedding(app, gate=service.gate, paths=COMPUTED),
+        app,
         routes=scopes(app),
         keys=keys,
         is_local=keys is None,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -26,10 +27,12 @@ from twotower.filter_language import ColumnType
 from twotower.index.exact import best
 from twotower.serving.answers.answering import Answered, Standing, answer, milliseconds, rank_given
 from twotower.serving.answers.asking import SECOND, Asked, Asking, Id, Since
-from twotower.serving.answers.catalogue import Catalogue, Features
-from twotower.serving.answers.explaining import because
+from twotower.serving.answers.catalogue import Catalogue
+from twotower.serving.answers.explaining import MOST_ITEMS, MOST_MET, because
 from twotower.serving.answers.filtering import Filtering, positives
+from twotower.serving.answers.put import Features
 from twotower.serving.answers.results import (
+    Because,
     Bringer,
     Explanation,
     Recommendation,
@@ -38,12 +41,12 @@ from twotower.serving.answers.results import (
     SimilarItems,
 )
 from twotower.serving.answers.rules import Rules
+from twotower.serving.answers.stages import RANKED_AT_ONCE
 
-RANKED_AT_ONCE = 1 << 12
-"""Candidates in one call of the ranking head. More take longer each, as what the head makes of them leaves the cache:
-measured .36 ms a query at 32,000 candidates a call, .19 ms at 100 to 4,000."""
 NAMED = 3
 """Unknown ids that a note names."""
+EXAMPLES = 20
+"""Users and items to begin with."""
 
 BATCH_SCHEMA = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("score", pa.float32()), ("rank", pa.int32())]
@@ -58,12 +61,16 @@ class Recommender:
         """Take an open bundle."""
         self.bundle = bundle
         readable = readable_items(bundle.items, bundle.model.features)
-        self._standing = Standing(catalogue=Catalogue.of(bundle), rules=Rules.compile(bundle.serve.rules, readable))
+        self._standing = Standing(
+            catalogue=Catalogue.of(bundle),
+            rules=Rules.compile(bundle.serve.rules, readable),
+            put=readable.slice(0, 0),
+        )
         self.sequence = 0
         """Of the last write that the catalogue knows of."""
         self._writing = Lock()
         self._asking = Asking(bundle)
-        self._filtering = Filtering(readable, bundle.model.features)
+        self._filtering = Filtering(readable)
         self._positives = positives(bundle)
 
     @classmethod
@@ -83,13 +90,12 @@ class Recommender:
     def write_items(self, writes: Mapping[str, Features | None], *, sequence: int = 0) -> None:
         """Put items (id -> features) into what can come, or remove them (id -> None): the next answer knows of it.
 
+        Values that do not fit count as missing, and of more than `catalogue.MAX_PUT` items the latest stay.
+
         Args:
             writes: What changes.
             sequence: Of the last of these writes, where a store numbers them; what is older than what was taken before
                 changes nothing.
-
-        Raises:
-            RequestError: more items than `catalogue.MAX_PUT` besides the bundle's.
         """
         with self._writing:
             if sequence and sequence <= self.sequence:
@@ -126,7 +132,8 @@ class Recommender:
             exclude: Items that must not come.
             exclude_seen: Leave out what the user met, in the bundle, in `since` or in `history`.
             filter: A condition on item features (see `filters`) that every item of the answer fulfils.
-            explain: Say of each item what brought it and what pulled it up.
+            explain: Say of each item what brought it, and of the first `MOST_ITEMS` which of the latest `MOST_MET`
+                items met pulled it up.
             now: The moment of asking, UTC unless it says otherwise; what the bundle knows from then on is not in the
                 history. How popular and how old items are stays that of the log's end.
                 By default a second after the end of the bundle's log, where the model's sense of time ends, or after
@@ -149,7 +156,7 @@ class Recommender:
         told, strange = self._asking.met(history, catalogue=catalogue, moment=moment, since=since)
         if strange and not len(told.row) and not is_known:
             raise RequestError(f"history: no item of it is in the catalogue ({_named(strange)}). Name known items.")
-        allowed = None if filter is None else self._filtering.mask(filter, put=catalogue.put.table)
+        allowed = None if filter is None else self._filtering.mask(filter, put=standing.put)
         excluded, not_there = _rows(catalogue, exclude)
         asked = self._asking.ask(
             [user],
@@ -168,7 +175,7 @@ class Recommender:
         if explain:
             explaining_since = time.perf_counter()
             without, met = self._asking.without_each(
-                user, catalogue=catalogue, moment=moment, told=told, context=context
+                user, catalogue=catalogue, moment=moment, most=MOST_MET, told=told, context=context
             )
             items = self._explained(items, answered, without, met, catalogue=catalogue)
             timings_ms["explain"] = milliseconds(explaining_since)
@@ -179,8 +186,12 @@ class Recommender:
             notes.append("the model can read nothing of who asks: these are the most popular items")
         if answered.fallback == "retrieval":
             notes.append("there was no time for ranking: these are in retrieval's order")
+        if explain and len(items) > MOST_ITEMS:
+            notes.append(f"explain: what was met is told of the first {MOST_ITEMS} items")
         if len(items) < k:
-            notes.append(f"{len(items)} items are left of the {k} asked for")
+            count = f"{len(items)} items"
+            left = f"the rules leave {count}" if answered.retrieved >= k else f"{count} are left"
+            notes.append(f"{left} of the {k} asked for")
         return Recommendation(
             user_id=user,
             items=items,
@@ -188,6 +199,7 @@ class Recommender:
             notes=tuple(notes),
             bundle=self.bundle.id,
             timings_ms=timings_ms,
+            retrieved=answered.retrieved,
         )
 
     def rank(
@@ -298,11 +310,19 @@ class Recommender:
         titles = catalogue.titles(np.array(rows, np.int64))
         return [(catalogue.id(row), title) for row, title in zip(rows, titles, strict=True)]
 
-    def example_users(self, most: int) -> tuple[str, ...]:
+    @cached_property
+    def example_users(self) -> tuple[str, ...]:
         """Ids of users that met something, from all over the bundle."""
         met = np.flatnonzero(np.diff(self.bundle.log.start))
-        chosen = met[np.linspace(0, len(met) - 1, min(most, len(met)), dtype=np.int64)]
+        chosen = met[np.linspace(0, len(met) - 1, min(EXAMPLES, len(met)), dtype=np.int64)]
         return tuple(self.bundle.users["user_id"].take(pa.array(chosen)).to_pylist())
+
+    @property
+    def example_items(self) -> list[tuple[str, str | None]]:
+        """Ids and titles of the most popular items that can come."""
+        catalogue = self.catalogue
+        rows = catalogue.order[:EXAMPLES]
+        return [(catalogue.id(row), title) for row, title in zip(rows.tolist(), catalogue.titles(rows), strict=True)]
 
     @property
     def filter_columns(self) -> dict[str, ColumnType | None]:
@@ -328,6 +348,8 @@ class Recommender:
     ) -> SimilarItems:
         """The `k` items whose candidate embeddings point where this item's does, by cosine.
 
+        None where the model can read nothing of the item.
+
         Args:
             item_id: Whose neighbours; itself never comes.
             k: How many.
@@ -338,15 +360,18 @@ class Recommender:
             RequestError: the item is not in the catalogue, `k` is below 1, or the filter does not fit the items.
         """
         _refuse_small(k)
-        catalogue = self.catalogue
+        standing = self._standing
+        catalogue = standing.catalogue
         row = catalogue.row(str(item_id))
         if row is None or not catalogue.can_come(row):
             raise RequestError(f"Item '{item_id}' is not in the catalogue of {len(catalogue)}. Name another.")
+        if catalogue.says_nothing(row):
+            return SimilarItems(item_id=str(item_id), title=catalogue.title(row), items=(), bundle=self.bundle.id)
         cosine = catalogue.cosine(row)
         cosine[catalogue.gone] = -np.inf
         cosine[[row, *_rows(catalogue, exclude)[0]]] = -np.inf
         if filter is not None:
-            cosine[~self._filtering.mask(filter, put=catalogue.put.table)] = -np.inf
+            cosine[~self._filtering.mask(filter, put=standing.put)] = -np.inf
         rows, scores = best(cosine[None, :], min(k, len(cosine)))
         chosen = [(place, near) for place, near in enumerate(rows[0].tolist()) if scores[0, place] > -np.inf]
         return SimilarItems(
@@ -375,11 +400,16 @@ class Recommender:
     ) -> tuple[RecommendedItem, ...]:
         """The items with what brought them and what pulled them up."""
         rows = answered.found.row[0, : len(items)]
-        pulled = (
-            because(self.bundle.model, without, met, rows=rows, scores=answered.found.score[0], catalogue=catalogue)
-            if met and answered.ranked is not None
-            else [()] * len(items)
-        )
+        pulled: list[tuple[Because, ...]] = [()] * len(items)
+        if met and answered.ranked is not None:
+            pulled[:MOST_ITEMS] = because(
+                self.bundle.model,
+                without,
+                met,
+                rows=rows[:MOST_ITEMS],
+                scores=answered.found.score[0],
+                catalogue=catalogue,
+            )
         rules = answered.rules or ((),) * len(items)
         explained = []
         for place, (item, row, reasons) in enumerate(zip(items, rows.tolist(), pulled, strict=True)):
@@ -392,7 +422,7 @@ class Recommender:
         """What brought an item."""
         if is_pinned:
             return "pinned"
-        if catalogue.is_put(row):
+        if catalogue.is_new(row):
             return "new"
         return "popular" if answered.fallback == "popular" else "index"
 
@@ -466,11 +496,11 @@ class Recommender:
 
 
 def _rows(catalogue: Catalogue, item_ids: Iterable[Id]) -> tuple[NDArray[np.int64], list[str]]:
-    """The rows of the ids that have one, and the ids that have none."""
+    """The rows of the ids of items that can come, and the other ids."""
     rows, unknown = [], []
     for item_id in item_ids:
         row = catalogue.row(text := str(item_id))
-        if row is None:
+        if row is None or not catalogue.can_come(row):
             unknown.append(text)
         else:
             rows.append(row)

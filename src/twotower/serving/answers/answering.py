@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
@@ -18,6 +19,8 @@ from twotower.serving.answers.stages import Found, Ranked, rank
 
 DEEPER = 4
 """Times as many candidates where the rules leave too few of them."""
+DEEPEST = 20_000
+"""Candidates that are looked at for the rules' sake, so that one which cannot be fulfilled holds nobody up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +29,13 @@ class Standing:
 
     catalogue: Catalogue
     rules: Rules
+    put: pa.Table
+    """The catalogue's items put since the bundle was made, as filters and rules read them."""
 
     def with_catalogue(self, catalogue: Catalogue) -> "Standing":
         """The same rules over another state of the catalogue."""
         put = readable_items(catalogue.put.table, catalogue.bundle.model.features)
-        return Standing(catalogue=catalogue, rules=self.rules.extended(put))
+        return Standing(catalogue=catalogue, rules=self.rules.extended(put), put=put)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,7 @@ def answer(
         rank_until: When ranking has to begin, likewise; later, retrieval's order answers.
     """
     candidates = max(k, int(bundle.metadata["candidates"]))
+    deepest = min(len(standing.catalogue), max(candidates, DEEPEST))
     is_told = bool(asked.is_told.any())
     vectors = bundle.model.embed_queries(asked.inputs) if is_told else None
     timings_ms = {"query": milliseconds(began)}
@@ -92,10 +98,9 @@ def answer(
                 rank_until=rank_until,
             )
         answered = _arranged(bundle, stages, standing, k=k, timings_ms=timings_ms | stages.timings_ms)
-        is_all = candidates >= len(standing.catalogue)
-        if standing.rules.is_empty or is_all or int(answered.found.count.min()) >= k:
+        if standing.rules.is_empty or candidates >= deepest or int(answered.found.count.min()) >= k:
             return answered
-        candidates *= DEEPER
+        candidates = min(DEEPER * candidates, deepest)
 
 
 def rank_given(

@@ -185,24 +185,26 @@ class Asking:
         *,
         catalogue: Catalogue,
         moment: int,
+        most: int,
         told: Met = NOTHING_MET,
         context: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, NDArray[Any]], list[str]]:
         """What one item met makes of an answer: the query's inputs without each of its history in turn.
 
-        Arguments as for `ask`.
+        Arguments as for `ask`, and `most`: how many items of the history are left out in turn, the latest.
 
         Returns:
-            The tower's inputs for `h` queries, the `i`-th without the `i`-th item of the history, and the `h` ids.
+            The tower's inputs for `h` queries, each without one item of the history, and the `h` ids.
         """
         users = np.array([-1 if user_id is None else self.user_row.get(user_id, -1)], np.int32)
         columns = self._known_columns([user_id], users) | self._told_columns(context or {}, queries=1)
         span = self._spans(users, np.array([moment], np.int64))[0]
         ids, times = self._history(span, told, catalogue=catalogue)
-        count = len(ids)
-        shorter = [(ids[:each] + ids[each + 1 :], times[:each] + times[each + 1 :]) for each in range(count)]
+        first = max(0, len(ids) - most)
+        count = len(ids) - first
+        shorter = [(ids[:each] + ids[each + 1 :], times[:each] + times[each + 1 :]) for each in range(first, len(ids))]
         repeated = {name: [*values] * count for name, values in columns.items()}
-        return self._inputs(repeated, np.full(count, moment, np.int64), history=shorter), ids
+        return self._inputs(repeated, np.full(count, moment, np.int64), history=shorter), ids[first:]
 
     def history(
         self, user_id: str | None, *, catalogue: Catalogue, moment: int, told: Met = NOTHING_MET, most: int

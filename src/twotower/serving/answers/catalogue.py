@@ -4,10 +4,10 @@ A catalogue never changes: a write makes a new one, and an answer holds on to th
 items keep their rows; those put since follow them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,33 +15,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
-from twotower.data.trends import unmet
 from twotower.errors import RequestError
 from twotower.index.exact import best
+from twotower.serving.answers.put import Features, Put
 from twotower.serving.answers.stages import Found, first_kept
 
 MAX_PUT = 100_000
 """Items put since the bundle was made: they are scored one and all, and a model that has seen so few of its items is
 due to be trained again."""
 NO_ROWS = np.empty(0, np.int64)
-
-Features = Mapping[str, Any]
-"""Column -> value."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Put:
-    """`N` items put since the bundle was made, encoded by the candidate tower."""
-
-    ids: tuple[str, ...]
-    table: pa.Table
-    """`N` rows: `item_id` and features, as the bundle's items have them."""
-    embedding: NDArray[np.float32]
-    """`[N, D]` what retrieval compares."""
-    ranking: NDArray[np.float32]
-    """`[N, R]` what the ranking head reads."""
-    trends: NDArray[np.float32]
-    """`[N, F]` of an item of the bundle what it had there, else of one that nobody met."""
+Number = TypeVar("Number", np.float32, np.float64)
+_log = logging.getLogger(__name__)
 
 
 class Catalogue:
@@ -52,11 +36,10 @@ class Catalogue:
         self.bundle = bundle
         self.put = put
         self.gone = gone
-        self.ids: list[str] = base.ids if base else bundle.items["item_id"].to_pylist()
+        self._own: _Own = base._own if base else _Own(bundle)
+        self.ids = self._own.ids
         """`I` ids of the bundle's items, by row."""
-        self._row: dict[str, int] = base._row if base else {item_id: row for row, item_id in enumerate(self.ids)}
-        self._titles: pa.Array | None = base._titles if base else _titles(bundle)
-        self._popular: NDArray[np.int64] = base._popular if base else np.argsort(-bundle.popularity, kind="stable")
+        self._row = self._own.row
         self._put_row = {item_id: len(self.ids) + place for place, item_id in enumerate(put.ids)}
         replaced = sorted((self._row[item_id], row) for item_id, row in self._put_row.items() if item_id in self._row)
         self._replaced = np.array(replaced, np.int64).reshape(-1, 2)
@@ -67,32 +50,35 @@ class Catalogue:
     @classmethod
     def of(cls, bundle: Bundle) -> "Catalogue":
         """The bundle's own items."""
-        return cls(bundle, put=_encode(bundle, {}, {}), gone=NO_ROWS)
+        return cls(bundle, put=Put.encode(bundle, {}, {}), gone=NO_ROWS)
 
     def with_writes(self, writes: Mapping[str, Features | None]) -> "Catalogue":
         """The catalogue after items were put (id -> features) or removed (id -> None).
 
         Columns that the bundle's items do not have are left out, and so are values that do not fit: what a caller
-        gives is checked by `checked_items` before, but a write may have been made beside another bundle.
-
-        Raises:
-            RequestError: there would be more than `MAX_PUT` items besides the bundle's.
+        gives is checked by `checked_items` before, but a write may have been made beside another bundle. Of more than
+        `MAX_PUT` items, the latest stay.
         """
+        told = [(item_id, features) for item_id, features in writes.items() if features is not None]
+        new = Put.encode(self.bundle, dict(told[-MAX_PUT:]), self._row)
         kept = [place for place, item_id in enumerate(self.put.ids) if item_id not in writes]
-        new = _encode(self.bundle, {item_id: told for item_id, told in writes.items() if told is not None}, self._row)
-        if len(kept) + len(new.ids) > MAX_PUT:
-            raise RequestError(
-                f"items: {MAX_PUT:,} items were put since the bundle was made, which is the most. Train a new bundle."
-            )
-        put = Put(
-            ids=(*(self.put.ids[place] for place in kept), *new.ids),
-            table=pa.concat_tables([self.put.table.take(pa.array(kept, pa.int64())), new.table]),
-            embedding=np.concatenate([self.put.embedding[kept], new.embedding]),
-            ranking=np.concatenate([self.put.ranking[kept], new.ranking]),
-            trends=np.concatenate([self.put.trends[kept], new.trends]),
-        )
+        excess = max(0, len(kept) + len(told) - MAX_PUT)
+        if excess and len(self.put.ids) < MAX_PUT:  # Once, and not with every write from then on.
+            _log.warning("more than %d items were put since the bundle was made: the earliest do not come", MAX_PUT)
+        put = self.put.followed_by(new, kept=kept[excess:])
         touched = np.array([self._row[item_id] for item_id in writes if item_id in self._row], np.int64)
         return Catalogue(self.bundle, put=put, gone=np.union1d(self.gone, touched), base=self)
+
+    def refuse_overfull(self, item_ids: Iterable[str]) -> None:
+        """Refuse items that there is no room for.
+
+        Raises:
+            RequestError: with them there would be more than `MAX_PUT` besides the bundle's.
+        """
+        if len(self.put.ids) + sum(item_id not in self._put_row for item_id in item_ids) > MAX_PUT:
+            raise RequestError(
+                f"items: {MAX_PUT:,} items put since the bundle was made are the most. Train a new bundle."
+            )
 
     def __len__(self) -> int:
         """How many items can come."""
@@ -116,9 +102,15 @@ class Catalogue:
         """Whether the item of a row was not removed."""
         return self._stays is None or row >= len(self.ids) or bool(self._stays[row])
 
-    def is_put(self, row: int) -> bool:
-        """Whether the item was put since the bundle was made."""
-        return row >= len(self.ids)
+    def is_new(self, row: int) -> bool:
+        """Whether the bundle does not have the item of a row."""
+        return row >= len(self.ids) and self.id(row) not in self._row
+
+    def says_nothing(self, row: int) -> bool:
+        """Whether the model can read nothing of an item: then no other is like it."""
+        if row >= len(self.ids) and not self.put.is_told[row - len(self.ids)]:
+            return True
+        return not self.directions(np.array([row])).any()
 
     def current(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows under which items of the bundle stand now: one that was put anew has another."""
@@ -134,10 +126,10 @@ class Catalogue:
 
     def titles(self, rows: NDArray[np.int64]) -> list[str | None]:
         """The items' titles; None where there is none."""
-        if self._titles is None:
+        if self._own.titles is None:
             return [None] * len(rows)
         is_put = rows >= len(self.ids)
-        texts: list[Any] = self._titles.take(pa.array(np.where(is_put, 0, rows))).to_pylist()
+        texts: list[Any] = self._own.titles.take(pa.array(np.where(is_put, 0, rows))).to_pylist()
         for place in np.flatnonzero(is_put).tolist():
             column = self.put.table[self.bundle.metadata["title_column"]]
             texts[place] = column[int(rows[place]) - len(self.ids)].as_py()
@@ -156,9 +148,8 @@ class Catalogue:
         return self._gather(rows, self.bundle.index.embeddings, self.put.embedding)
 
     def popularity(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """How popular items were at the end of the log; those put since were not."""
-        is_put = rows >= len(self.ids)
-        return np.where(is_put, 0, self.bundle.popularity[np.where(is_put, 0, rows)]).astype(np.float32)
+        """How popular items were at the end of the log; those that the bundle does not have were not."""
+        return self._gather(rows, self.bundle.popularity, self.put.popularity).astype(np.float32)
 
     def directions(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """`[n, D]` embeddings without the bias: what says which items are alike."""
@@ -202,7 +193,7 @@ class Catalogue:
         self, *, places: int, left_out: Sequence[NDArray[np.int64]], allowed: NDArray[np.bool_] | None = None
     ) -> Found:
         """The most popular items that are allowed and not left out, for `q` queries of which nothing else is known."""
-        order = self._order()
+        order = self.order
         if allowed is not None:
             order = order[allowed[order]]
         deepest = places + max((len(rows) for rows in left_out), default=0)
@@ -214,34 +205,33 @@ class Catalogue:
         title = self.bundle.metadata["title_column"]
         columns = ["item_id", *([title] if title else [])]
         matches = [_holding(table, columns, text) for table in (self.bundle.items, self.put.table)]
-        order = self._order()
+        order = self.order
         rows: list[int] = order[np.concatenate(matches)[order]][:most].tolist()
         return rows
 
     def cosine(self, row: int) -> NDArray[np.float32]:
         """`[rows]` cosine of every item's embedding to one item's, the bias aside."""
-        width = self.bundle.index.embeddings.shape[1] - int(self.bundle.model.item_bias)
-        one = np.asarray(self.embeddings(np.array([row]))[0, :width])
+        one = np.asarray(self.directions(np.array([row]))[0])
         one = one / max(float(np.linalg.norm(one)), float(np.finfo(np.float32).tiny))
-        inner = [self.bundle.index.embeddings[:, :width] @ one, self.put.embedding[:, :width] @ one]
-        return np.asarray(np.concatenate(inner) / self._lengths, np.float32)
-
-    def _order(self) -> NDArray[np.int64]:
-        """The rows that can come, the most popular first, those put since last."""
-        order = self._popular if self._stays is None else self._popular[self._stays[self._popular]]
-        return np.concatenate([order, np.arange(len(self.ids), self.rows)]) if self.put.ids else order
+        put = self.put.embedding[:, : len(one)]
+        inner = [self.bundle.index.embeddings[:, : len(one)] @ one, put @ one]
+        return np.asarray(np.concatenate(inner) / np.concatenate([self._own.lengths, self._put_lengths]), np.float32)
 
     @cached_property
-    def _lengths(self) -> NDArray[np.float32]:
-        """`[rows]` lengths of the embeddings, the bias aside; made when they are first needed."""
-        width = self.bundle.index.embeddings.shape[1] - int(self.bundle.model.item_bias)
-        parts = (self.bundle.index.embeddings[:, :width], self.put.embedding[:, :width])
-        lengths = np.concatenate([np.sqrt(np.einsum("id,id->i", part, part)) for part in parts])
-        return np.asarray(np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+    def _put_lengths(self) -> NDArray[np.float32]:
+        return _lengths(self.put.embedding[:, : self.put.embedding.shape[1] - int(self.bundle.model.item_bias)])
 
-    def _gather(
-        self, rows: NDArray[np.int64], of_bundle: NDArray[np.float32], of_put: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """The rows that can come, the most popular first; of equal ones those put since last."""
+        order = self._own.popular if self._stays is None else self._own.popular[self._stays[self._own.popular]]
+        if not self.put.ids:
+            return order
+        put = np.argsort(-self.put.popularity, kind="stable")
+        places = np.searchsorted(-self.bundle.popularity[order], -self.put.popularity[put], side="right")
+        return np.insert(order, places, put + len(self.ids))
+
+    def _gather(self, rows: NDArray[np.int64], of_bundle: NDArray[Number], of_put: NDArray[Number]) -> NDArray[Number]:
         if not self.put.ids:
             return of_bundle[rows]
         here = len(self.ids)
@@ -251,51 +241,27 @@ class Catalogue:
         return taken
 
 
-def checked_items(bundle: Bundle, items: Mapping[str, Features]) -> None:
-    """Refuse items that the bundle's items table cannot hold.
+class _Own:
+    """What all catalogues of one bundle share."""
 
-    Raises:
-        RequestError: a column that the table does not have, or a value of another type.
-    """
-    columns = [name for name in bundle.items.column_names if name != "item_id"]
-    for item_id, features in items.items():
-        if strange := sorted(set(features) - set(columns)):
-            raise RequestError(
-                f"item '{item_id}': the catalogue has no column '{strange[0]}', it has {', '.join(columns)}."
-            )
-        for name, value in features.items():
-            if _column([value], bundle.items.schema.field(name).type) is None:
-                kind = bundle.items.schema.field(name).type
-                raise RequestError(f"item '{item_id}': column '{name}' holds {kind}, {value!r:.60} does not fit.")
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self.ids: list[str] = bundle.items["item_id"].to_pylist()
+        self.row = {item_id: row for row, item_id in enumerate(self.ids)}
+        self.titles = _titles(bundle)
+        self.popular: NDArray[np.int64] = np.argsort(-bundle.popularity, kind="stable")
+
+    @cached_property
+    def lengths(self) -> NDArray[np.float32]:
+        """`[I]` lengths of the embeddings, the bias aside; made when they are first needed."""
+        embeddings = self._bundle.index.embeddings
+        return _lengths(embeddings[:, : embeddings.shape[1] - int(self._bundle.model.item_bias)])
 
 
-def _encode(bundle: Bundle, items: Mapping[str, Features], row: Mapping[str, int]) -> Put:
-    """Items as the bundle's model reads them; `row` is the bundle's row of an id."""
-    columns: dict[str, pa.Array] = {}
-    for field in bundle.items.schema:
-        if field.name == "item_id":
-            columns[field.name] = pa.array(list(items), field.type)
-            continue
-        values = [told.get(field.name) for told in items.values()]
-        whole = _column(values, field.type)
-        if whole is None:
-            fitting = [value if _column([value], field.type) is not None else None for value in values]
-            whole = _column(fitting, field.type)
-        columns[field.name] = whole
-    table = pa.table(columns, schema=bundle.items.schema)
-    if not items:
-        width, features = bundle.candidates.shape[1], bundle.trends.shape[1]
-        dim = bundle.index.embeddings.shape[1]
-        empty = [np.empty((0, size), np.float32) for size in (dim, width, features)]
-        return Put(ids=(), table=table, embedding=empty[0], ranking=empty[1], trends=empty[2])
-    vectors = bundle.model.embed_candidates(bundle.model.features.candidate_inputs(table))
-    return Put(
-        ids=tuple(items),
-        table=table,
-        embedding=np.ascontiguousarray(vectors.embedding),
-        ranking=vectors.ranking,
-        trends=_trends(bundle, tuple(items), row),
-    )
+def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`[n]` lengths, of which none is 0."""
+    lengths = np.sqrt(np.einsum("id,id->i", vectors, vectors))
+    return np.asarray(np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def _titles(bundle: Bundle) -> pa.Array | None:
@@ -311,24 +277,3 @@ def _holding(table: pa.Table, columns: Sequence[str], text: str) -> NDArray[np.b
         matches = pc.match_substring(table[name].cast(pa.string()), text, ignore_case=True)
         found |= pc.fill_null(matches, fill_value=False).to_numpy()
     return found
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array | None:
-    """The values as a column of a type, a moment as text among them; None where one does not fit."""
-    try:
-        return pa.array(values, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        pass
-    try:
-        return pa.array(values).cast(kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _trends(bundle: Bundle, ids: tuple[str, ...], row: Mapping[str, int]) -> NDArray[np.float32]:
-    """`[n, F]` how popular and how old items are: as in the bundle, or as an item that nobody met."""
-    counts = bundle.metadata["counts"]
-    block = bundle.model.trend_block or 1
-    blank = unmet(int(counts["positives"]), items=int(counts["items"]), block=block)
-    known = [bundle.trends[row[item_id]] if item_id in row else blank for item_id in ids]
-    return np.asarray(known, np.float32)

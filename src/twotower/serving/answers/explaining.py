@@ -12,6 +12,10 @@ from twotower.serving.answers.results import Because
 
 NAMED = 3
 """Items met that are told of each item of an answer."""
+MOST_ITEMS = 50
+"""Of an answer that are explained by what was met, the first."""
+MOST_MET = 50
+"""Items met that are tried, the latest: each asks both stages' models again for every item."""
 
 
 def because(

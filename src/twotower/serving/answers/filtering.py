@@ -8,8 +8,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
-from twotower.data.fitted_features import FittedFeatures
-from twotower.data.item_columns import readable_items
 from twotower.errors import RequestError
 from twotower.filter_language import ColumnType, column_type
 from twotower.serving.answers.filters import Filter, parse
@@ -21,10 +19,9 @@ KEPT_BYTES = 64 << 20
 class Filtering:
     """Which items fulfil a condition."""
 
-    def __init__(self, items: pa.Table, features: FittedFeatures) -> None:
-        """Take the bundle's `I` items as `readable_items` gives them, and the model's features."""
+    def __init__(self, items: pa.Table) -> None:
+        """Take the bundle's `I` items as `readable_items` gives them."""
         self._items = items
-        self._features = features
         self._most = max(1, KEPT_BYTES // max(1, items.num_rows))
         self._kept: OrderedDict[str, NDArray[np.bool_]] = OrderedDict()
         self._lock = Lock()
@@ -36,6 +33,10 @@ class Filtering:
 
     def mask(self, condition: str, *, put: pa.Table) -> NDArray[np.bool_]:
         """`[I + N]` True for the items that fulfil the condition, of the bundle and of the `N` put since.
+
+        Args:
+            condition: In the language of filters.
+            put: The latter, as `readable_items` gives them.
 
         Raises:
             RequestError: the condition is none, or does not fit the items' columns.
@@ -53,7 +54,7 @@ class Filtering:
                     self._kept.popitem(last=False)
         if not put.num_rows:
             return mask
-        return np.concatenate([mask, filter_.mask(readable_items(put, self._features))])
+        return np.concatenate([mask, filter_.mask(put)])
 
 
 def positives(bundle: Bundle) -> Filter | None:

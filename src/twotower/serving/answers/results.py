@@ -23,7 +23,7 @@ class Explanation:
     """Why an item stands in an answer."""
 
     source: Bringer
-    """What brought it: the index, the list of items put since the bundle was made, popularity, or a pin."""
+    """What brought it: the index, the list of new items that the bundle does not have, popularity, or a pin."""
     because: tuple[Because, ...]
     """The items met that pulled it up most, the strongest first; none where there is no history."""
     rules: tuple[str, ...]
@@ -69,6 +69,8 @@ class Recommendation:
     """Which bundle answered: its name and the beginning of its fingerprint."""
     timings_ms: dict[str, float] = field(default_factory=dict, compare=False)
     """Stage -> milliseconds: `query`, `retrieval`, `ranking`, and `explain` where it was asked for."""
+    retrieved: int = field(default=0, compare=False)
+    """How many candidates retrieval brought."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold it."""

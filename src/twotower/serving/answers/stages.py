@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 
 from twotower.model.exported import ExportedModel
 
+RANKED_AT_ONCE = 1 << 12
+"""Candidates in one call of the ranking head. More take longer each, as what the head makes of them leaves the cache:
+measured .36 ms a query at 32,000 candidates a call, .19 ms at 100 to 4,000. The memory that a call takes is kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
@@ -58,7 +62,14 @@ def rank(
         trends: `[q, n, F]` popularity and age of the items found.
         found: What retrieval brought.
     """
-    answers = model.rank(queries, candidates, trends=trends)
+    width = max(1, RANKED_AT_ONCE // max(1, len(queries)))
+    parts = [
+        model.rank(queries, candidates[:, first : first + width], trends=trends[:, first : first + width])
+        for first in range(0, max(1, candidates.shape[1]), width)
+    ]
+    answers = (
+        {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]} if parts[1:] else parts[0]
+    )
     score = answers.pop("score")
     holds = np.arange(score.shape[1]) < found.count[:, None]
     key = np.where(holds & ~np.isnan(score), -score, np.inf)

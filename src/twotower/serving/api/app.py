@@ -6,6 +6,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from twotower.errors import RequestError
 from twotower.serving.api import describing
 from twotower.serving.api.messages import (
+    MAX_BATCH_IDS,
     BatchRequest,
     BatchResponse,
     DeleteItemsRequest,
@@ -33,8 +34,6 @@ from twotower.serving.api.refusing import READ, WRITE, refusals, tell_refusals
 from twotower.serving.api.service import Service
 from twotower.serving.door.telemetry import CONTENT_TYPE
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""What answers without a key: a probe has none."""
 COMPUTED = frozenset({"/v1/recommend", "/v1/rank", "/v1/similar", "/v1/recommend:batch"})
 """What waits for its turn, and is sent away where there is no room."""
 
@@ -67,10 +66,13 @@ def create_app(service: Service) -> FastAPI:
 def _add_health(app: FastAPI, service: Service) -> None:
     """The routes for probes: they wait for nothing."""
 
+    # Some load balancers ask by HEAD.
+    @app.head("/livez", tags=["health"], include_in_schema=False)
     @app.get("/livez", summary="Is the process there?", tags=["health"])
     async def livez() -> Health:
         return Health(status="live", bundle=service.bundle_id)
 
+    @app.head("/readyz", tags=["health"], include_in_schema=False)
     @app.get("/readyz", summary="Can it be asked?", tags=["health"], responses=refusals(503))
     async def readyz() -> Health:
         if service.is_ending:
@@ -104,12 +106,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     )
     async def recommend_batch(asked: BatchRequest, request: Request) -> BatchResponse:
         state = request.state
-        answers = []
-        for place, each in enumerate(asked.requests):
-            try:
-                answers.append(await service.recommend(each, request_id=state.request_id, arrived=state.arrived))
-            except RequestError as fault:
-                raise RequestError(f"requests.{place}: {fault}") from fault
+        if sum(len(each.history) + len(each.exclude) for each in asked.requests) > MAX_BATCH_IDS:
+            raise RequestError(
+                f"requests: more than {MAX_BATCH_IDS:,} items in history and exclude. Send smaller batches."
+            )
+        answers = await service.recommend_each(asked.requests, request_id=state.request_id, arrived=state.arrived)
         return BatchResponse(responses=tuple(answers))
 
     @quick(

@@ -17,8 +17,6 @@ from twotower.serving.api.messages import (
 )
 from twotower.serving.live.deployment import Deployment, Live
 
-EXAMPLES = 20
-"""Users and items to begin with."""
 LIMITS = {
     "k": MAX_K,
     "history": MAX_IDS,
@@ -50,10 +48,8 @@ def info(deployment: Deployment) -> Info:
         query_columns=recommender.query_columns,
         labels=tuple(bundle.model.labels),
         limits=LIMITS,
-        example_users=recommender.example_users(EXAMPLES),
-        example_items=tuple(
-            FoundItem(item_id=item_id, title=title) for item_id, title in recommender.search("", most=EXAMPLES)
-        ),
+        example_users=recommender.example_users,
+        example_items=tuple(FoundItem(item_id=item_id, title=title) for item_id, title in recommender.example_items),
     )
 
 

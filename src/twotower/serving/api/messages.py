@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import AllowInfNan, BeforeValidator, ConfigDict, PlainValidator, Strict
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, FailFast, PlainValidator, Strict
 from pydantic_core import PydanticCustomError
 
 from twotower.serving.answers.results import RecommendedItem, SimilarItem
@@ -23,6 +23,8 @@ MAX_FILTER = 2_000
 """Characters of a filter."""
 MAX_BATCH = 100
 """Requests in one batch."""
+MAX_BATCH_IDS = 20_000
+"""Items of the histories, and items to leave out, of a whole batch."""
 MAX_WRITES = 1_000
 """Events or items written at once."""
 MAX_VARIANTS = 8
@@ -39,7 +41,7 @@ TOLD = ConfigDict(use_attribute_docstrings=True)
 Scalar = str | int | float | bool | None
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Whether it can go out again: JSON can bring in half a surrogate pair, which no answer can hold."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
@@ -47,7 +49,7 @@ def _is_text(value: object) -> bool:
 def _is_scalar(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or isinstance(value, int) or _is_text(value)
+    return value is None or isinstance(value, int) or is_text(value)
 
 
 def _whole(value: Any) -> Any:
@@ -58,7 +60,7 @@ def _whole(value: Any) -> Any:
 def _checked_id(value: Any) -> str | int:
     value = _whole(value)
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    if not (is_number or _is_text(value)) or len(str(value)) > MAX_ID:
+    if not (is_number or is_text(value)) or len(str(value)) > MAX_ID:
         raise PydanticCustomError("id", f"An id is a text or a whole number, of at most {MAX_ID:,} characters")
     return value  # type: ignore[no-any-return]
 
@@ -70,14 +72,16 @@ def _checked_value(value: Any) -> Scalar | list[Scalar]:
 
 
 def _checked_text(value: Any) -> str:
-    if not _is_text(value):
+    if not is_text(value):
         raise PydanticCustomError("text", "A text is expected, without halves of surrogate pairs")
     return value  # type: ignore[no-any-return]
 
 
 # Unions of pydantic's own would tell a fault once for each of their parts.
 GivenId = Annotated[str | int, PlainValidator(_checked_id, json_schema_input_type=Annotated[str, MaxLen(MAX_ID)] | int)]
-GivenIds = Annotated[tuple[GivenId, ...], MaxLen(MAX_IDS)]
+# One fault ends the reading of a list: telling thousands would hold up everybody else.
+ONE_FAULT = FailFast()
+GivenIds = Annotated[tuple[GivenId, ...], ONE_FAULT, MaxLen(MAX_IDS)]
 ContextValue = Annotated[
     Scalar | list[Scalar], PlainValidator(_checked_value, json_schema_input_type=Scalar | list[Scalar])
 ]
@@ -147,8 +151,9 @@ class BatchRequest:
 
     __pydantic_config__ = MESSAGE
 
-    requests: Annotated[tuple[RecommendRequest, ...], MinLen(1), MaxLen(MAX_BATCH)]
-    """Answered one after the other; where one of them is refused, all are."""
+    requests: Annotated[tuple[RecommendRequest, ...], ONE_FAULT, MinLen(1), MaxLen(MAX_BATCH)]
+    """Answered one after the other; where one of them is refused, all are. Their `history` and `exclude` may hold
+    20,000 items together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +272,7 @@ class EventsRequest:
 
     __pydantic_config__ = MESSAGE
 
-    events: Annotated[tuple[EventMessage, ...], MinLen(1), MaxLen(MAX_WRITES)]
+    events: Annotated[tuple[EventMessage, ...], ONE_FAULT, MinLen(1), MaxLen(MAX_WRITES)]
     """All of them are kept, or none."""
 
 
@@ -303,7 +308,7 @@ class PutItemsRequest:
 
     __pydantic_config__ = MESSAGE
 
-    items: Annotated[tuple[ItemMessage, ...], MinLen(1), MaxLen(MAX_WRITES)]
+    items: Annotated[tuple[ItemMessage, ...], ONE_FAULT, MinLen(1), MaxLen(MAX_WRITES)]
     """All of them are kept, or none."""
 
 
@@ -313,7 +318,7 @@ class DeleteItemsRequest:
 
     __pydantic_config__ = MESSAGE
 
-    item_ids: Annotated[tuple[GivenId, ...], MinLen(1), MaxLen(MAX_WRITES)]
+    item_ids: Annotated[tuple[GivenId, ...], ONE_FAULT, MinLen(1), MaxLen(MAX_WRITES)]
     """An id that is not there is no fault."""
 
 

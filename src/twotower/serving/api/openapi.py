@@ -34,6 +34,7 @@ REFUSALS = {
         "films: there is no manifest.json.",
     ),
     413: ("The body is too large.", f"The body is larger than {MAX_BODY:,} bytes. Ask for less at once."),
+    415: ("The body is compressed.", "The body is compressed. Send it as it is, without Content-Encoding."),
     422: ("The body is of another form.", "k: Input should be less than or equal to 1000."),
     431: ("The headers are too large.", "The headers are larger than 65,536 bytes. Send fewer."),
     500: ("A fault of the server's own.", "A fault of the server's own; its log tells it."),
@@ -41,7 +42,7 @@ REFUSALS = {
     503: ("There is no room just now.", "Too much is asked just now. Ask again later."),
 }
 """Status -> what it says of a request, and a line that comes with it."""
-ANYWHERE = (400, 403, 408, 413, 431, 500, 503)
+ANYWHERE = (400, 403, 408, 413, 415, 431, 500, 503)
 """What any request can meet: it is judged as HTTP before its route is."""
 KEY_SCHEME = "key"
 TAGS = {

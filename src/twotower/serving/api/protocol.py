@@ -8,12 +8,13 @@ Source:
 """
 
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from twotower.errors import RequestError
-from twotower.serving.api.messages import MAX_BATCH, MAX_K, RecommendRequest
+from twotower.serving.api.messages import MAX_BATCH, MAX_ID, MAX_IDS, MAX_K, RecommendRequest, is_text
 from twotower.serving.api.protocol_messages import (
     InferInput,
     InferOutput,
@@ -83,11 +84,10 @@ def add_protocol(app: FastAPI, service: Service) -> None:
     async def infer(asked: InferRequest, request: Request) -> InferResponse:
         name = request.path_params["name"]
         _refuse_other(name, service)
-        requests = queries(asked)
         state = request.state
-        answers = [
-            await service.recommend(each, request_id=state.request_id, arrived=state.arrived) for each in requests
-        ]
+        answers = await service.recommend_each(
+            queries(asked), request_id=state.request_id, arrived=state.arrived, by_one=True
+        )
         width = max(len(answer.items) for answer in answers)
         ids = [[item.item_id for item in answer.items] for answer in answers]
         scores = [[item.score for item in answer.items] for answer in answers]
@@ -119,6 +119,8 @@ def queries(asked: InferRequest) -> list[RecommendRequest]:
     users = [row[0] or None for row in _texts(tensors["user_id"], width=1)] if "user_id" in tensors else None
     histories = _texts(tensors["history"], width=None) if "history" in tensors else None
     count = len(users if users is not None else histories or [])
+    if histories is not None and sum(map(bool, chain.from_iterable(histories))) > MAX_IDS:
+        raise RequestError(f"inputs.history: more than {MAX_IDS:,} items. Send fewer at once.")
     if histories is not None and len(histories) != count:
         raise RequestError(f"inputs.history: {len(histories)} rows for {count} users. Send one row a user.")
     if not 1 <= count <= MAX_BATCH:
@@ -144,12 +146,16 @@ def _texts(tensor: InferInput, *, width: int | None) -> list[list[str]]:
     flat = [value for row in tensor.data for value in (row if isinstance(row, list) else [row])]
     if len(flat) != shape[0] * shape[1]:
         raise RequestError(f"inputs.{tensor.name}: {len(flat)} values, {shape[0] * shape[1]} by its shape.")
-    if not all(isinstance(value, str) for value in flat):
-        raise RequestError(f"inputs.{tensor.name}: a value is no text. Send each id as a text.")
-    return [flat[start : start + shape[1]] for start in range(0, len(flat), shape[1])] if flat else []
+    if not all(is_text(value) and len(value) <= MAX_ID for value in flat):
+        raise RequestError(
+            f"inputs.{tensor.name}: a value is no text of at most {MAX_ID:,} characters. Send each id as one."
+        )
+    return [flat[row * shape[1] : (row + 1) * shape[1]] for row in range(shape[0])]
 
 
 def _k(tensor: InferInput) -> int:
+    if tensor.datatype == "BYTES":
+        raise RequestError("inputs.k: datatype is BYTES. Send INT32 or INT64.")
     flat = [value for row in tensor.data for value in (row if isinstance(row, list) else [row])]
     if len(flat) != 1 or isinstance(flat[0], bool) or not isinstance(flat[0], int) or not 1 <= flat[0] <= MAX_K:
         raise RequestError(f"inputs.k: not one whole number from 1 to {MAX_K}. Send one, for all queries.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic import Strict
 
-from twotower.serving.api.messages import MAX_EVENT_ID, MAX_IDS, TOLD, Text, Whole
+from twotower.serving.api.messages import MAX_EVENT_ID, MAX_IDS, ONE_FAULT, TOLD, Text, Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class InferInput:
 
     name: str
     """`user_id`, `history` or `k`."""
-    shape: Annotated[tuple[Annotated[int, Strict(), Ge(0), Le(MAX_IDS), Whole], ...], MinLen(1), MaxLen(2)]
+    shape: Annotated[tuple[Annotated[int, Strict(), Ge(0), Le(MAX_IDS), Whole], ...], ONE_FAULT, MinLen(1), MaxLen(2)]
     """Size by axis: `[n]` or `[n, 1]` for `user_id`, `[n, h]` for `history`, `[1]` for `k`."""
     datatype: Literal["BYTES", "INT32", "INT64"]
     """`BYTES` for ids, a whole number for `k`."""
@@ -127,7 +127,7 @@ class InferRequest:
 
     __pydantic_config__ = TOLD
 
-    inputs: Annotated[tuple[InferInput, ...], MinLen(1), MaxLen(3)]
+    inputs: Annotated[tuple[InferInput, ...], ONE_FAULT, MinLen(1), MaxLen(3)]
     """The tensors, each once."""
     id: Annotated[Text, MaxLen(MAX_EVENT_ID)] | None = None
     """Comes back with the answer."""
@@ -146,7 +146,7 @@ class InferResponse:
     model_name: str
     """The name that was asked for."""
     model_version: str
-    """Which bundle answered the first query."""
+    """Which bundle answered."""
     id: str
     """As it came, or the request's."""
     outputs: tuple[InferOutput, ...]

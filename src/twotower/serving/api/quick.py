@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 JSON = "application/json"
+MOST_FAULTS = 100
+"""In a body whose first fault is told."""
 Endpoint = Callable[..., Awaitable[Any]]
 
 
@@ -56,8 +58,15 @@ class QuickRoute(APIRoute):
         try:
             asked = request_type.validate_json(raw)
         except ValidationError as fault:
+            if (count := fault.error_count()) > MOST_FAULTS:  # Telling them takes longer than the recommendation.
+                raise RequestValidationError(
+                    [{"type": "many", "loc": ("body",), "msg": f"{count:,} faults"}]
+                ) from fault
             raise RequestValidationError(
-                [dict(error) | {"loc": ("body", *error["loc"])} for error in fault.errors(include_url=False)[:1]]
+                [
+                    dict(error) | {"loc": ("body", *error["loc"])}
+                    for error in fault.errors(include_url=False, include_input=False)[:1]
+                ]
             ) from fault
         answer = await self.endpoint(asked, request)
         return Response(response.dump_json(answer), media_type=JSON)

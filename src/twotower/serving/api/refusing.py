@@ -79,6 +79,8 @@ def _first_fault(fault: RequestValidationError, request: Request) -> str:
         return "body: no JSON object. Send one, with the header Content-Type: application/json."
     if first["type"] == "json_invalid":
         return f"body: no JSON ({first['ctx']['error']}). Send one JSON object."
+    if first["type"] == "many":
+        return f"body: {first['msg']}. GET /openapi.json tells what it may hold."
     where = ".".join(str(part) for part in first["loc"][1:])
     if not where:
         return "body: no JSON object. Send one, with the header Content-Type: application/json."

@@ -1,13 +1,15 @@
 """What each call of the API does, without HTTP: who answers, what the store knows of the user, whose turn it is."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from twotower.errors import RequestError, StorageError, TwotowerError
 from twotower.serving.answers.asking import Since
-from twotower.serving.answers.catalogue import Features, checked_items
+from twotower.serving.answers.put import Features, checked_items
 from twotower.serving.answers.results import Recommendation
 from twotower.serving.api.admin_messages import DeploymentRequest
 from twotower.serving.api.messages import (
@@ -28,27 +30,33 @@ from twotower.serving.api.messages import (
     SimilarRequest,
     SimilarResponse,
 )
-from twotower.serving.door.admission import Gate, OverloadedError
+from twotower.serving.door.admission import Gate
 from twotower.serving.door.telemetry import Swap, Telemetry
-from twotower.serving.live.deployment import Deployment, Live, Variant
+from twotower.serving.live.deployment import Deployment, Live, Variant, refuse_bad_shares
 from twotower.serving.recommender import Recommender
 from twotower.serving.store.contract import Event, ItemChange, Met, Store
 from twotower.serving.store.writer import Writer
 
 MAIN = "main"
 """The variant that answers where there is no experiment."""
-MOST_SINCE = 1_000
-"""Interactions of one user since the log's end that an answer looks at: the latest."""
+MOST_SINCE = 20_000
+"""Interactions of one user since the log's end that an answer looks at: the latest. All of them count as seen."""
 SHADOWED = 64
 """Requests that wait to be answered unseen as well; more are passed over."""
 KEEP_UP_S = 0.5
 """Between two looks for items that another server wrote."""
 AHEAD_US = 5 * 60 * 1_000_000
 """How far an event may lie ahead: clocks differ. One that lies further would top every history until its time."""
+HEALING = 0.9
+"""What the expected time of ranking falls by whenever there was none for it: one slow time is not held against all."""
+LOOKING = 4
+"""Threads that ask a store on another machine about users; a store that hangs holds up nothing else."""
 STORE_WITHIN_S = 0.1
 """How long an answer waits for what a store on another machine knows of the user."""
 STORE_SILENT = "the store did not answer: what happened since the bundle was made is not in this answer"
 STORE_MISSING = "This server was started without a store. Name one by --store."
+
+_log = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
@@ -67,8 +75,8 @@ class Service:
         self.telemetry = telemetry
         self._store = store
         self._writer = Writer(store) if store else None
-        self._shadowed: asyncio.Queue[tuple[RecommendRequest, tuple[str, ...], tuple[Since, ...]]]
-        self._shadowed = asyncio.Queue(SHADOWED)
+        self._looking = ThreadPoolExecutor(LOOKING, thread_name_prefix="twotower-looking")
+        self._shadowed: asyncio.Queue[tuple[RecommendRequest, tuple[str, ...]]] = asyncio.Queue(SHADOWED)
         self._deploying = asyncio.Lock()
         self._ranking_s = 0.0
 
@@ -88,6 +96,7 @@ class Service:
 
     def close(self) -> None:
         """Finish what is under way to the store."""
+        self._looking.shutdown(wait=False, cancel_futures=True)
         if self._writer is not None:
             self._writer.close()
         if self._store is not None:
@@ -105,30 +114,68 @@ class Service:
             RequestError: see `Recommender.recommend`.
             OverloadedError: there is no room.
         """
-        user_id = None if asked.user_id is None else str(asked.user_id)
-        variant = self.live.current.choose(user_id, request_id)
-        since, notes = await self._since(user_id, variant.recommender)
-        async with self.gate.turn():
+        variant = self.live.current.choose(_user_id(asked), request_id)
+        return await self._recommend(asked, variant, request_id=request_id, arrived=arrived)
+
+    async def recommend_each(
+        self, requests: Sequence[RecommendRequest], *, request_id: str, arrived: float, by_one: bool = False
+    ) -> list[RecommendResponse]:
+        """Several answers, one after the other: others get their turns between them.
+
+        Args:
+            requests: At least one.
+            request_id: As for `recommend`.
+            arrived: As for `recommend`.
+            by_one: Whether one variant answers all of them, the first one's; else each is answered as if alone.
+
+        Raises:
+            RequestError: one of them is refused; the message begins with its place.
+            OverloadedError: there is no room; once the first is answered, all are.
+        """
+        deployment = self.live.current
+        first = deployment.choose(_user_id(requests[0]), request_id)
+        answers: list[RecommendResponse] = []
+        for place, asked in enumerate(requests):
+            variant = first if by_one else deployment.choose(_user_id(asked), request_id)
+            try:
+                turned = time.perf_counter() if place else None
+                answer = await self._recommend(asked, variant, request_id=request_id, arrived=arrived, turned=turned)
+            except RequestError as fault:
+                raise RequestError(f"requests.{place}: {fault}") from fault
+            answers.append(answer)
+        return answers
+
+    async def _recommend(
+        self,
+        asked: RecommendRequest,
+        variant: Variant,
+        *,
+        request_id: str,
+        arrived: float,
+        turned: float | None = None,
+    ) -> RecommendResponse:
+        """One answer; a later one of several waits from when it was `turned` to, and is not sent away any more."""
+        since, notes = await self._since(_user_id(asked), variant.recommender)
+        async with self.gate.turn(is_admitted=turned is not None):
             began = time.perf_counter()
             until = None if asked.deadline_ms is None else arrived + asked.deadline_ms / 1000 - self._ranking_s
             answer = _answer(variant.recommender, asked, since=since, rank_until=until)
-            if (ranking := answer.timings_ms.get("ranking")) is not None:
-                self._ranking_s += 0.1 * (ranking / 1000 - self._ranking_s)
+            self._expect(answer)
         if self.live.current.shadows:
             with suppress(asyncio.QueueFull):
-                self._shadowed.put_nowait((asked, tuple(item.item_id for item in answer.items), since))
-        now = time.perf_counter()
+                self._shadowed.put_nowait((asked, tuple(item.item_id for item in answer.items)))
+        waited_from = arrived if turned is None else turned
         timings_ms = {
-            "queue": round((began - arrived) * 1000, 3),
+            "queue": round((began - waited_from) * 1000, 3),
             **answer.timings_ms,
-            "total": round((now - arrived) * 1000, 3),
+            "total": round((time.perf_counter() - waited_from) * 1000, 3),
         }
         self.telemetry.recommended(
             variant=variant.name,
             bundle=answer.bundle,
             fallback=answer.fallback,
             timings_ms=timings_ms,
-            candidates=int(variant.recommender.bundle.metadata["candidates"]),
+            candidates=answer.retrieved,
             items=len(answer.items),
         )
         return RecommendResponse(
@@ -141,9 +188,16 @@ class Service:
             timings_ms=timings_ms,
         )
 
+    def _expect(self, answer: Recommendation) -> None:
+        """How long ranking will take, by how long it took of late."""
+        if answer.fallback == "retrieval":
+            self._ranking_s *= HEALING
+        elif (ranking := answer.timings_ms.get("ranking")) is not None:
+            self._ranking_s += 0.1 * (ranking / 1000 - self._ranking_s)
+
     async def rank(self, asked: RankRequest, *, request_id: str, arrived: float) -> RankResponse:
         """The caller's items in the order of the ranking head; raises as `recommend` does."""
-        user_id = None if asked.user_id is None else str(asked.user_id)
+        user_id = _user_id(asked)
         variant = self.live.current.choose(user_id, request_id)
         since, notes = await self._since(user_id, variant.recommender)
         async with self.gate.turn():
@@ -190,7 +244,7 @@ class Service:
         """New items, or new features; once this returns they are on disk and can come.
 
         Raises:
-            RequestError: features that the catalogue cannot hold.
+            RequestError: features that the catalogue cannot hold, or no room.
             UnavailableError, BusyError, StorageError: as for events.
         """
         items = {str(item.item_id): dict(item.features) for item in asked.items}
@@ -198,6 +252,8 @@ class Service:
             raise RequestError("items: an id stands there twice. Name each item once.")
         for variant in self.live.current.variants:
             checked_items(variant.recommender.bundle, items)
+        for recommender in self.live.recommenders():
+            recommender.catalogue.refuse_overfull(items)
         await self._write_items(items)
         self.telemetry.items(put=len(items), removed=0)
         return self._written(len(items), request_id=request_id)
@@ -231,6 +287,9 @@ class Service:
             RequestError: names or shares that do not fit.
             ArtifactError, StorageError: a bundle that is refused; nothing has changed.
         """
+        refuse_bad_shares(
+            [(each.name, each.share) for each in asked.variants], [(each.name, 0.0) for each in asked.shadows]
+        )
         async with self._deploying:
             variants = [
                 Variant(name=each.name, recommender=await self._loaded(each.bundle), share=each.share)
@@ -245,7 +304,8 @@ class Service:
     async def swap(self, recommender: Recommender) -> None:
         """Let a bundle that is loaded answer as the first variant."""
         async with self._deploying:
-            self._take_writes(recommender)
+            await asyncio.to_thread(self._take_writes, recommender)
+            self._take_writes(recommender)  # What came meanwhile.
             self.live.swap(self.live.current.variants[0].name, recommender)
             self._changed("taken")
 
@@ -312,21 +372,33 @@ class Service:
         self.telemetry.swap(outcome)
 
     async def shadow(self) -> None:
-        """Answer unseen, for as long as the server runs, what was answered before; only while nobody waits."""
+        """Answer unseen, for as long as the server runs, what was answered before; passed over while somebody waits."""
         while True:
-            asked, shown, since = await self._shadowed.get()
+            asked, shown = await self._shadowed.get()
             for variant in self.live.current.shadows:
-                with suppress(OverloadedError):
-                    async with self.gate.turn():
-                        self._compare(variant, asked, shown, since)
+                try:
+                    since, _ = await self._since(_user_id(asked), variant.recommender)
+                    await asyncio.sleep(0)  # The turn before is given back.
+                    if self.gate.is_idle:
+                        async with self.gate.turn():
+                            self._compare(variant, asked, shown, since)
+                except Exception:  # noqa: BLE001 - whatever it is, the log has it, and the next is compared
+                    _log.exception("the shadow %s: a fault of the server's own", variant.name)
 
     async def keep_up(self) -> None:
         """Take up, for as long as the server runs, items that another server wrote to the same store."""
+        failed = ""
         while self._store is not None:
             await asyncio.sleep(KEEP_UP_S)
-            with suppress(StorageError):  # Told by whatever needs the store next.
-                for recommender in self.live.recommenders():
+            for recommender in self.live.recommenders():
+                try:
                     await asyncio.to_thread(self._take_writes, recommender)
+                except StorageError:
+                    pass  # Told by whatever needs the store next.
+                except Exception as fault:  # noqa: BLE001 - whatever it is, it must not end this in silence
+                    if repr(fault) != failed:  # Once, not twice a second.
+                        _log.exception("items of the store could not be taken up")
+                    failed = repr(fault)
 
     def _compare(
         self, variant: Variant, asked: RecommendRequest, shown: Sequence[str], since: tuple[Since, ...]
@@ -358,7 +430,11 @@ class Service:
             return store.history(user_id, after=int(recommender.bundle.metadata["last_us"]), limit=MOST_SINCE)
 
         try:
-            met = look() if store.is_quick else await asyncio.wait_for(asyncio.to_thread(look), STORE_WITHIN_S)
+            if store.is_quick:
+                met = look()
+            else:
+                looked = asyncio.get_running_loop().run_in_executor(self._looking, look)
+                met = await asyncio.wait_for(looked, STORE_WITHIN_S)
         except (StorageError, TimeoutError):
             return (), (STORE_SILENT,)
         return tuple(
@@ -403,6 +479,10 @@ class Service:
 
     def _written(self, count: int, *, request_id: str) -> ItemsResponse:
         return ItemsResponse(request_id=request_id, written=count, items=len(self._first().catalogue))
+
+
+def _user_id(asked: RecommendRequest | RankRequest) -> str | None:
+    return None if asked.user_id is None else str(asked.user_id)
 
 
 def _answer(

@@ -6,6 +6,7 @@ once, while those admitted stay quick.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,8 @@ PATIENCE_S = 0.005
 """The longest wait while the queue does not empty: more is asked than can be answered, and waiting helps nobody."""
 BURST_S = 0.1
 """The longest wait otherwise, and how long the queue may go without being empty: a burst is waited through."""
+SMALL = 4
+"""As many may always wait: a handful of callers is no rush."""
 SMOOTHING = 0.05
 """Weight of the newest in the mean time from one turn to the next."""
 RETRY_AFTER_S = 1
@@ -40,6 +43,7 @@ class Gate:
         self._burst = burst_s
         self._busy = False
         self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        """A place in the queue, and since when; infinity where no wait is too long."""
         self._between = 0.001
         """Seconds from one turn to the next while some wait: all that an answer takes, reading and writing included."""
         self._handed_at = self._empty_at = time.perf_counter()
@@ -52,34 +56,42 @@ class Gate:
     @property
     def is_full(self) -> bool:
         """Whether one that came now would be sent away."""
-        return bool(self._waiting) and len(self._waiting) * self._between > self._longest()
+        return len(self._waiting) >= SMALL and len(self._waiting) * self._between > self._longest()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a turn would be had at once: nobody is computed for, and nobody waits."""
+        return not self._busy and not self._waiting
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, *, is_admitted: bool = False) -> AsyncIterator[None]:
         """Hold the processor; what is done within should not wait for anything.
+
+        Args:
+            is_admitted: Whether this is the rest of something that has begun, which is not sent away any more.
 
         Raises:
             OverloadedError: the wait would be, or was, too long.
         """
-        await self._enter()
+        await self._enter(is_admitted=is_admitted)
         try:
             yield
         finally:
             # Not at once: the loop looks at what came in meanwhile, and sends away what has no room, between any two.
             asyncio.get_running_loop().call_soon(self._leave)
 
-    async def _enter(self) -> None:
+    async def _enter(self, *, is_admitted: bool) -> None:
         now = time.perf_counter()
         if not self._busy:
             self._busy, self._handed_at = True, now
             return
         if not self._waiting:
             self._empty_at = now
-        if self.is_full:
+        if self.is_full and not is_admitted:
             self.shed()
             raise OverloadedError
         place = asyncio.get_running_loop().create_future()
-        self._waiting.append((place, now))
+        self._waiting.append((place, math.inf if is_admitted else now))
         try:
             await place
         except asyncio.CancelledError:

@@ -12,6 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+NO_ROOM = "Too much is asked just now. Ask again later."
 SPARE_FILES = 128
 """Of those that a process may open, for everything but connections."""
 
@@ -33,20 +34,24 @@ class ConnectionLimits:
     """Seconds that an idle connection stays open when the server ends, as a request may be on its way through it."""
 
 
-def connection_protocol(limits: ConnectionLimits, *, ended: Callable[[str], None]) -> type[HttpToolsProtocol]:
+def connection_protocol(
+    limits: ConnectionLimits, *, ended: Callable[[str], None], turns_away: Callable[[bytes], bool]
+) -> type[HttpToolsProtocol]:
     """What `uvicorn.Config(http=...)` takes so that every connection keeps to the limits.
 
     Args:
         limits: How patient the server is.
         ended: Called with the reason when a connection is ended before its time: "late", "head", "malformed",
             "crowded" or "unread".
+        turns_away: Asked of each request by its target, before anything else is done with it, whether there is no room
+            for it: it is answered with 503 here, at a tenth of what the way through the application costs.
     """
     waiting: dict[_Connection, None] = {}
 
     class Connection(_Connection):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
-            self.limits, self.waiting, self.ended = limits, waiting, ended
+            self.limits, self.waiting, self.ended, self.turns_away = limits, waiting, ended, turns_away
 
     return Connection
 
@@ -75,7 +80,10 @@ class _Connection(HttpToolsProtocol):
     waiting: "dict[_Connection, None]"
     """Those of all connections that have begun a request and not finished it, the longest waiting first."""
     ended: Callable[[str], None]
+    turns_away: Callable[[bytes], bool]
 
+    _is_turned_away = False
+    """Whether the request under way gets no other answer than that there is no room."""
     _since: float | None = None
     """When the request under way began; nothing while none is."""
     _around = 0
@@ -116,18 +124,36 @@ class _Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        is_next = not (self._is_answering() or self.expect_100_continue or self._is_last)
+        self._is_turned_away = is_next and self.turns_away(self.url)
+        if self._is_turned_away:
+            return
         super().on_headers_complete()
         if self._is_last:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._around = max(0, self._around - len(body) - CHUNK_BYTES)
-        super().on_body(body)
+        if not self._is_turned_away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._around = 0
         self._whole()
-        super().on_message_complete()
+        if self._is_turned_away:
+            self._turn_away()
+        else:
+            super().on_message_complete()
+
+    def _turn_away(self) -> None:
+        """Answer that there is no room; the connection stays open where the client wants that."""
+        self._is_turned_away = False
+        is_kept = self.parser.should_keep_alive()
+        self._tell(503, NO_ROOM, is_last=not is_kept)
+        if is_kept:
+            self.on_response_complete()
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the base class's words are not in our shape
         self._end("malformed", 400, "This is no HTTP request.")
@@ -201,7 +227,7 @@ class _Connection(HttpToolsProtocol):
             self._tell(status, told)
         self.transport.close()
 
-    def _tell(self, status: int, told: str) -> None:
+    def _tell(self, status: int, told: str, *, is_last: bool = True) -> None:
         body = json.dumps({"error": told}).encode()
         lines = [
             STATUS_LINE[status],
@@ -209,7 +235,7 @@ class _Connection(HttpToolsProtocol):
             b"content-type: application/json\r\n",
             b"content-length: %d\r\n" % len(body),
             b"retry-after: 1\r\n" if status == 503 else b"",
-            b"connection: close\r\n\r\n",
+            b"connection: close\r\n\r\n" if is_last else b"\r\n",
             body,
         ]
         self.transport.write(b"".join(lines))

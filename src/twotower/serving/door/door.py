@@ -128,6 +128,8 @@ class Door:
         """Refuse what may not be asked, or not by whoever asks."""
         if self._is_local:
             _refuse_elsewhere(headers)
+        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise _RefusedError(415, "The body is compressed. Send it as it is, without Content-Encoding.")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         is_known = method in route.methods
         needed = route.methods.get(method)

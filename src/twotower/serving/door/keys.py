@@ -83,11 +83,6 @@ class KeyRing:
         self._take(read_keys(file) if file is not None else ())
 
     @classmethod
-    def load(cls, path: Path) -> "KeyRing":
-        """The keys of a file, and none besides."""
-        return cls(file=path)
-
-    @classmethod
     def of(cls, environment: Mapping[str, str], *, file: Path | None = None) -> "KeyRing | None":
         """The keys that the environment and a file give; nothing where neither gives one.
 

@@ -12,11 +12,13 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twotower import storage
-from twotower.errors import RequestError, TwotowerError
+from twotower import artifact, storage
+from twotower.bundle_config import KIND, bundle_id
+from twotower.errors import ArtifactError, RequestError, TwotowerError
 from twotower.serving.live.checking import check
 from twotower.serving.recommender import Recommender
 
@@ -56,23 +58,9 @@ class Deployment:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be dealt out."""
-        names = [each.name for each in (*self.variants, *self.shadows)]
-        for name in names:
-            if not NAME.fullmatch(name):
-                raise RequestError(f"variants: {name!r:.80} is no name. Use letters, digits, '_', '.' and '-'.")
-            if names.count(name) > 1:
-                raise RequestError(f"variants: '{name}' stands there twice. Give each a name of its own.")
-        if not self.variants:
-            raise RequestError("variants: there is none. Name at least one, with a share of 1.")
-        for each in self.variants:
-            if not each.share > 0:
-                raise RequestError(f"variants: the share of '{each.name}' is {each.share}. Give it more than 0.")
-        for each in self.shadows:
-            if each.share != 0:
-                raise RequestError(f"shadows: the share of '{each.name}' is {each.share}. Nobody sees one: give it 0.")
-        total = sum(each.share for each in self.variants)
-        if not abs(total - 1) <= ROUNDING:
-            raise RequestError(f"variants: the shares add up to {total:.12g}. Let them add up to 1.")
+        refuse_bad_shares(
+            [(each.name, each.share) for each in self.variants], [(each.name, each.share) for each in self.shadows]
+        )
 
     def choose(self, user_id: str | None, request_id: str) -> Variant:
         """Who answers: for one user always the same. Somebody without an id is drawn anew for each request.
@@ -101,6 +89,31 @@ class Deployment:
             if each.name == name:
                 return each
         raise RequestError(f"variants: there is no '{name}'. There are {', '.join(each.name for each in everybody)}.")
+
+
+def refuse_bad_shares(variants: Sequence[tuple[str, float]], shadows: Sequence[tuple[str, float]]) -> None:
+    """Look at names and shares, which can be done before any bundle is loaded.
+
+    Raises:
+        RequestError: no variant, a name that is none or stands there twice, or shares that do not add up to 1.
+    """
+    names = [name for name, _ in (*variants, *shadows)]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise RequestError(f"variants: {name!r:.80} is no name. Use letters, digits, '_', '.' and '-'.")
+        if names.count(name) > 1:
+            raise RequestError(f"variants: '{name}' stands there twice. Give each a name of its own.")
+    if not variants:
+        raise RequestError("variants: there is none. Name at least one, with a share of 1.")
+    for name, share in variants:
+        if not share > 0:
+            raise RequestError(f"variants: the share of '{name}' is {share}. Give it more than 0.")
+    for name, share in shadows:
+        if share != 0:
+            raise RequestError(f"shadows: the share of '{name}' is {share}. Nobody sees one: give it 0.")
+    total = sum(share for _, share in variants)
+    if not abs(total - 1) <= ROUNDING:
+        raise RequestError(f"variants: the shares add up to {total:.12g}. Let them add up to 1.")
 
 
 class Live:
@@ -155,7 +168,7 @@ class Live:
             TwotowerError: it cannot be kept meanwhile.
         """
         with self._loading:
-            if storage.is_address(address):
+            if _is_afar(address):
                 recommender = self._from_afar(address)
             else:
                 recommender = Recommender(check(storage.local_path(address)))
@@ -168,8 +181,9 @@ class Live:
         with self._changing:
             return list(self._loaded)
 
-    def loaded(self, bundle_id: str) -> Recommender | None:
-        """The recommender of a bundle that answers now or did before; None where it is not loaded."""
+    def loaded(self, bundle: str) -> Recommender | None:
+        """The recommender of a bundle, by its id or its folder, that answers now or did before; else None."""
+        bundle_id = bundle if _is_afar(bundle) else _id_in(storage.local_path(bundle)) or bundle
         with self._changing:
             for deployment in (self._current, self._previous):
                 for each in (*deployment.variants, *deployment.shadows) if deployment else ():
@@ -238,7 +252,7 @@ class Live:
     def _from_afar(self, address: str) -> Recommender:
         folder = self._folder()
         try:
-            recommender = Recommender(check(storage.download(address, folder / "bundle")))
+            recommender = Recommender(check(_fetched(address, folder / "bundle")))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -259,6 +273,27 @@ class Live:
             raise TwotowerError(
                 f"{self._cache or 'TMPDIR'}: cannot be written ({fault.strerror}). Name another folder by --cache."
             ) from fault
+
+
+def _is_afar(address: str) -> bool:
+    """Whether a bundle has to be copied before it can be opened."""
+    return storage.is_address(address) and not address.startswith("file://")
+
+
+def _id_in(folder: Path) -> str | None:
+    """The id of the bundle that lies in a folder now; nothing where none does."""
+    try:
+        return bundle_id(artifact.read_manifest(folder, kind=KIND))
+    except (ArtifactError, OSError, ValueError):  # The latter two where it cannot even be a path.
+        return None
+
+
+def _fetched(address: str, to: Path) -> Path:
+    """A copy of what a bundle's manifest names, and of nothing else that may lie beside it; gives `to`."""
+    storage.download(storage.join(address, artifact.MANIFEST), to / artifact.MANIFEST)
+    for name in artifact.read_manifest(to, kind=KIND)["files"]:
+        storage.download(storage.join(address, name), to / name)
+    return to
 
 
 def _draw(name: str, who: str, *, key: bytes) -> float:

@@ -29,7 +29,13 @@ class Watch:
     """Looks at one recommender's folder of a registry again and again, in a thread of its own."""
 
     def __init__(
-        self, live: Live, *, address: str, swap: Callable[[Recommender], object], every_s: float = EVERY_S
+        self,
+        live: Live,
+        *,
+        address: str,
+        swap: Callable[[Recommender], object],
+        refused: Callable[[], object],
+        every_s: float = EVERY_S,
     ) -> None:
         """Watch, once it is started.
 
@@ -37,11 +43,13 @@ class Watch:
             live: What answers, and what loads.
             address: `<registry>/<name>`: a path, `s3://...` or `gs://...`.
             swap: Called in the watch's thread with a new champion, checked: lets it answer.
+            refused: Called in the watch's thread when a new champion is refused.
             every_s: Seconds between two looks; twice as many after each in a row that failed.
         """
         self._live = live
         self._address = address
         self._swap = swap
+        self._refused = refused
         self._every_s = every_s
         self._seen = ""
         self._told = ""
@@ -100,6 +108,7 @@ class Watch:
             raise StorageError(str(fault).replace(address, shown(address))) from fault
         except TwotowerError as fault:
             self._seen = version
+            self._refused()
             self._tell(f"{version} is refused, and not tried again: {fault}")
             return
         self._seen, self._told = version, ""

@@ -23,6 +23,8 @@ EARLIEST_US, LATEST_US = -2_208_988_800_000_000, 7_258_118_400_000_000
 """The years 1900 and 2200: `prepare` reads no moment outside of them."""
 PAGE = 10_000
 """Rows read, or looked at for removal, at once: nothing waits long for them, and memory is bounded."""
+BIGGEST = 1 << 63
+"""No column of whole numbers holds one from here on."""
 POSTGRES = ("postgresql://", "postgres://")
 SQLITE = "sqlite:///"
 
@@ -37,7 +39,7 @@ class Event:
 
     Raises:
         RequestError: an empty id, text that is no Unicode or holds a NUL, a moment outside of 1900 to 2200, a number
-            that is none, or a label or context column under a name of ours.
+            that is none or of more than 64 bits, or a label or context column under a name of ours.
     """
 
     event_id: str
@@ -80,7 +82,7 @@ class ItemChange:
     """An item to put, or to remove.
 
     Raises:
-        RequestError: an empty id, text that is no Unicode, or a number that is none.
+        RequestError: an empty id, text that is no Unicode, or a number that is none or of more than 64 bits.
     """
 
     item_id: str
@@ -312,5 +314,7 @@ def _check_value(where: str, value: Value) -> None:
             _check_text(where, each)
         elif isinstance(each, float) and not math.isfinite(each):
             raise RequestError(f"{where}: {each} is no number. Leave it out where it is missing.")
+        elif isinstance(each, int) and not -BIGGEST <= each < BIGGEST:
+            raise RequestError(f"{where}: a whole number of more than 64 bits. Send it as a text.")
         elif not (each is None or isinstance(each, int | float)):
             raise RequestError(f"{where}: neither text nor number nor a list of these. Send it as one.")

@@ -18,10 +18,8 @@ import pyarrow.parquet as pq
 
 from twotower.data.tables import EVENT_ID, KEYS
 from twotower.errors import DataError, StorageError
-from twotower.serving.store.contract import Store
+from twotower.serving.store.contract import BIGGEST, Store
 
-BIGGEST = 1 << 63
-"""Whole numbers from here on become fractions: no column of whole numbers holds them."""
 MOST_COLUMNS = 1_000
 
 _EVENT_FIELDS = [
@@ -191,8 +189,16 @@ def _turner(kind: pa.DataType) -> Callable[[Any], Any]:
     if pa.types.is_string(kind):
         return lambda value: value if value is None or isinstance(value, str) else json.dumps(value)
     if pa.types.is_floating(kind):
-        return lambda value: None if value is None else float(value)
+        return _fraction
     return lambda value: value
+
+
+def _fraction(value: float | None) -> float | None:
+    """Stores from before there was a limit may hold whole numbers beyond all fractions: they count as missing."""
+    try:
+        return None if value is None else float(value)
+    except OverflowError:
+        return None
 
 
 @contextmanager

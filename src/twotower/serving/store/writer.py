@@ -50,11 +50,6 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="twotower-writer", daemon=True)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """Events and items that wait now."""
-        return self._size
-
     def add_events(self, events: Sequence[Event]) -> "Future[int]":
         """Add events; the future gives how many were new.
 
