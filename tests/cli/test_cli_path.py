@@ -155,10 +155,11 @@ def test_a_batch_without_a_user_column_is_refused() -> None:
 
 @pytest.mark.usefixtures("at_home")
 def test_neighbours_are_found_and_an_unknown_item_is_refused() -> None:
-    near = json.loads(call("similar", "runs/tiny/bundle", "--item", "5", "-k", "3", "--json").stdout)
+    met = json.loads(call("recommend", "runs/tiny/bundle", "-k", "1", "--json").stdout)["items"][0]["item_id"]
+    near = json.loads(call("similar", "runs/tiny/bundle", "--item", met, "-k", "3", "--json").stdout)
     assert [item["rank"] for item in near["items"]] == [1, 2, 3]
-    assert "5" not in [item["item_id"] for item in near["items"]]
-    assert "Similar to" in call("similar", "--item", "5").stdout
+    assert met not in [item["item_id"] for item in near["items"]]
+    assert "Similar to" in call("similar", "--item", met).stdout
     refused = call("similar", "runs/tiny/bundle", "--item", "none")
     assert refused.exit_code == 2
     assert "'none'" in refused.stderr

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from twotower.serving.door.admission import Gate, OverloadedError
+from twotower.serving.door.admission import SMALL, Gate, OverloadedError
 
 
 def busy(seconds: float) -> None:
@@ -83,7 +83,7 @@ def test_a_handful_is_no_rush_however_long_each_takes() -> None:
     async def work() -> bool:
         gate = Gate(shed=lambda: None, patience_s=0, burst_s=0)
         async with gate.turn():
-            places = [asyncio.create_task(gate.turn().__aenter__()) for _ in range(3)]
+            places = [asyncio.create_task(gate.turn().__aenter__()) for _ in range(SMALL - 1)]
             await asyncio.sleep(0)
             is_full = gate.is_full
             for place in places:
@@ -108,6 +108,32 @@ def test_the_rest_of_what_has_begun_is_not_sent_away_while_others_are() -> None:
     outcomes = run(work())
     assert (outcomes[0], outcomes[-1]) == ("served", "served")
     assert {type(each) for each in outcomes[1:-1]} == {OverloadedError}
+
+
+def test_while_too_much_is_asked_those_admitted_wait_for_little_though_a_burst_may_wait_long() -> None:
+    # A queue that was emptied by sending away is no sign that all could be answered.
+    async def work() -> tuple[list[float], int]:
+        gate = Gate(shed=lambda: None, patience_s=0.005, burst_s=0.1)
+        waits: list[float] = []
+
+        async def one() -> None:
+            came = time.perf_counter()
+            async with gate.turn():
+                waits.append(time.perf_counter() - came)
+                busy(0.001)
+
+        asked = []
+        end = time.perf_counter() + 0.8
+        while time.perf_counter() < end:  # Each look of the loop brings three, and one is answered.
+            asked += [asyncio.create_task(one()) for _ in range(3)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked, return_exceptions=True)
+        return waits, len(asked)
+
+    waits, asked = run(work())
+    assert len(waits) < asked / 2
+    late = waits[len(waits) // 2 :]
+    assert sorted(late)[len(late) // 2] < 0.05
 
 
 def test_after_the_rush_everybody_is_served_again() -> None:

@@ -237,12 +237,9 @@ def _config(app: ASGIApp, service: Service) -> uvicorn.Config:
 
 def _turns_away(service: Service, target: bytes) -> bool:
     """Whether a request for a target has no place to wait in; counted as sent away, and as answered."""
-    if not service.gate.is_full:
-        return False
     route = target.partition(b"?")[0].decode("latin-1")
-    if route not in COMPUTED:
+    if route not in COMPUTED or not service.gate.sends_away():
         return False
-    service.telemetry.shed()
     service.telemetry.answered(route, 503, 0.0)
     return True
 

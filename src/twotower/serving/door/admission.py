@@ -12,12 +12,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-PATIENCE_S = 0.005
-"""The longest wait while the queue does not empty: more is asked than can be answered, and waiting helps nobody."""
+PATIENCE_S = 0.004
+"""The longest wait while more is asked than can be answered: then waiting helps nobody."""
 BURST_S = 0.1
-"""The longest wait otherwise, and how long the queue may go without being empty: a burst is waited through."""
-SMALL = 4
+"""The longest wait otherwise: a burst is waited through. Too much is asked while the queue has not been empty for as
+long, and for as long after anybody was sent away: a queue that was emptied by sending away is none that emptied."""
+SMALL = 3
 """As many may always wait: a handful of callers is no rush."""
+WAITED_OUT = 1.5
+"""Times the wait that was expected of somebody in the queue: then the estimate was wrong, and the wait is over."""
 SMOOTHING = 0.05
 """Weight of the newest in the mean time from one turn to the next."""
 RETRY_AFTER_S = 1
@@ -47,6 +50,7 @@ class Gate:
         self._between = 0.001
         """Seconds from one turn to the next while some wait: all that an answer takes, reading and writing included."""
         self._handed_at = self._empty_at = time.perf_counter()
+        self._shed_at = -math.inf
 
     @property
     def depth(self) -> int:
@@ -57,6 +61,13 @@ class Gate:
     def is_full(self) -> bool:
         """Whether one that came now would be sent away."""
         return len(self._waiting) >= SMALL and len(self._waiting) * self._between > self._longest()
+
+    def sends_away(self) -> bool:
+        """Whether one that comes now is sent away; it counts as sent away by this."""
+        if not self.is_full:
+            return False
+        self._send_away()
+        return True
 
     @property
     def is_idle(self) -> bool:
@@ -87,8 +98,7 @@ class Gate:
             return
         if not self._waiting:
             self._empty_at = now
-        if self.is_full and not is_admitted:
-            self.shed()
+        if not is_admitted and self.sends_away():
             raise OverloadedError
         place = asyncio.get_running_loop().create_future()
         self._waiting.append((place, math.inf if is_admitted else now))
@@ -107,8 +117,8 @@ class Gate:
             place, since = self._waiting.popleft()
             if place.done():  # Gave up.
                 continue
-            if now - since > longest:
-                self.shed()
+            if now - since > WAITED_OUT * longest:
+                self._send_away()
                 place.set_exception(OverloadedError())
                 continue
             place.set_result(None)
@@ -117,7 +127,12 @@ class Gate:
             return
         self._busy = False
 
+    def _send_away(self) -> None:
+        self._shed_at = time.perf_counter()
+        self.shed()
+
     def _longest(self) -> float:
         """The wait that is allowed now."""
-        is_steady = time.perf_counter() - self._empty_at > self._burst
-        return self._patience if is_steady else self._burst
+        now = time.perf_counter()
+        is_too_much = now - self._empty_at > self._burst or now - self._shed_at < self._burst
+        return self._patience if is_too_much else self._burst
