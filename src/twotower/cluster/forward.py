@@ -80,7 +80,10 @@ def ensure(settings: ClusterSettings) -> Forward:
     running = alive(settings)
     if running is not None and running.port == settings.port and answers(settings.port):
         return running
-    stop(settings)
+    # What is being ended has no command line any more a moment before it lets go of its port.
+    for _ in _moments(GRACE if stop(settings) else 0):
+        if not list(check_port(settings.port)):
+            break
     for finding in check_port(settings.port):
         raise ClusterError(str(finding))
     process = start(forward(settings), log=log_path(settings))
