@@ -12,33 +12,6 @@ from twotower.errors import ArtifactError
 
 USERS, ITEMS, CANDIDATES = 25, 40, 12
 """As in `conftest.py`."""
-FILES = [
-    "bundle.json",
-    "candidates.npy",
-    "golden.json",
-    "histories/item.npy",
-    "histories/positive.npy",
-    "histories/start.npy",
-    "histories/timestamp.npy",
-    "index/embeddings.npy",
-    "index/index.json",
-    "items.parquet",
-    "model/candidate_tower.onnx",
-    "model/features.json",
-    "model/model.json",
-    "model/query_tower.onnx",
-    "model/ranking.onnx",
-    "model/vocabularies/candidate_id_item_id.parquet",
-    "model/vocabularies/query_category_gender.parquet",
-    "popularity.npy",
-    "recipe.toml",
-    "report/card.md",
-    "report/report.html",
-    "report/report.json",
-    "serve.json",
-    "trends.npy",
-    "users.parquet",
-]
 
 
 @pytest.fixture
@@ -50,10 +23,6 @@ def flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 0x10
     path.write_bytes(bytes(content))
-
-
-def test_a_bundle_holds_what_a_server_reads_and_no_more(bundle_directory: Path) -> None:
-    assert sorted(artifact.read_manifest(bundle_directory, kind="bundle")["files"]) == FILES
 
 
 def test_a_bundle_tells_what_it_is(world: Any, bundle_directory: Path) -> None:
@@ -87,18 +56,22 @@ def test_arrays_stay_on_disk_until_they_are_read(bundle_directory: Path) -> None
         assert isinstance(array.base, np.memmap)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_flipped_byte_is_refused_by_file_name(copy: Path, name: str) -> None:
-    flip(copy / name, (copy / name).stat().st_size // 2)
-    with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
-        Bundle.load(copy)
+def test_a_flipped_byte_is_refused_by_file_name(copy: Path) -> None:
+    for name in artifact.read_manifest(copy, kind="bundle")["files"]:
+        middle = (copy / name).stat().st_size // 2
+        flip(copy / name, middle)
+        with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+            Bundle.load(copy)
+        flip(copy / name, middle)
+    Bundle.load(copy)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_refused_by_name(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
-        Bundle.load(copy)
+def test_a_missing_file_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    for name in artifact.read_manifest(copy, kind="bundle")["files"]:
+        (copy / name).rename(tmp_path / "aside")
+        with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+            Bundle.load(copy)
+        (tmp_path / "aside").rename(copy / name)
 
 
 def test_a_file_that_was_put_there_later_is_refused(copy: Path) -> None:

@@ -1,10 +1,15 @@
-"""`kill -9` at any moment: what was acknowledged is there, once."""
+"""`kill -9` at any moment: what was acknowledged is there, once.
+
+Run as a program, this file is the writer that is killed.
+"""
 
 import itertools
 import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from twotower.serving.store.contract import Event, ItemChange, open_store
 from twotower.serving.store.writer import Writer
@@ -35,28 +40,31 @@ def item(number: int) -> ItemChange:
     return ItemChange(item_id=f"i{number}", features=features[number % 3])
 
 
-def write_until_killed(path: Path, log: Path, first: int) -> NoReturn:
-    """Add events and items from a number on, each telling its number in the log once it is acknowledged."""
+def write_until_killed(path: str, log: str) -> None:
+    """Add events and items from the number on that comes on stdin, each told in the log once it is acknowledged."""
     told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def tell(line: str, future: "Future[int]") -> None:
         future.result()
         os.write(told, f"{line}\n".encode())
 
-    try:
-        writer = Writer(open_store(str(path)))
-        waiting: set[Future[int]] = set()
-        for number in itertools.count(first):
-            for name, future in (
-                ("event", writer.add_events([event(number)])),
-                ("item", writer.write_items([item(number)])),
-            ):
-                future.add_done_callback(partial(tell, f"{name} {number}"))
-                waiting.add(future)
-            while len(waiting) > UNDER_WAY:
-                waiting = wait(waiting, return_when=FIRST_COMPLETED).not_done
-    finally:
-        os._exit(1)  # Never back into the test that this process was forked from.
+    first = int(sys.stdin.readline())
+    writer = Writer(open_store(path))
+    waiting: set[Future[int]] = set()
+    for number in itertools.count(first):
+        for name, future in (
+            ("event", writer.add_events([event(number)])),
+            ("item", writer.write_items([item(number)])),
+        ):
+            future.add_done_callback(partial(tell, f"{name} {number}"))
+            waiting.add(future)
+        while len(waiting) > UNDER_WAY:
+            waiting = wait(waiting, return_when=FIRST_COMPLETED).not_done
+
+
+def begin(path: Path, log: Path) -> "subprocess.Popen[str]":
+    """A writer that waits for its first number."""
+    return subprocess.Popen([sys.executable, __file__, str(path), str(log)], stdin=subprocess.PIPE, text=True)
 
 
 def acknowledged(log: Path) -> dict[str, list[int]]:
@@ -91,19 +99,28 @@ def test_fifty_kills_at_random_moments_lose_and_double_nothing_acknowledged(tmp_
     generator = random.Random(0)
     path, log = tmp_path / "events.sqlite", tmp_path / "acknowledged"
     counts = []
+    following = begin(path, log)
     for number in range(KILLS):
         told = acknowledged(log)
         first = max([0, *told["event"], *told["item"]]) + 1000  # Beyond what was under way when the last one ended.
-        if (child := os.fork()) == 0:  # A new Python each time would take most of the time to begin.
-            write_until_killed(path, log, first)
-        if number % 5:
-            wait_for_growth(log)
-        time.sleep(generator.uniform(0, LATEST_S))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        child, following = following, begin(path, log)  # The next one starts Python meanwhile.
+        with child:
+            assert child.stdin is not None
+            child.stdin.write(f"{first}\n")
+            child.stdin.flush()
+            if number % 5:
+                wait_for_growth(log)
+            time.sleep(generator.uniform(0, LATEST_S))
+            child.kill()
+        assert child.returncode == -signal.SIGKILL
         told = acknowledged(log)
         counts.append(len(told["event"]))
         if path.exists():
             check(path, events=told["event"], items=told["item"])
+    following.kill()
+    following.communicate()
     assert len(set(counts)) >= KILLS * 4 / 5, "most kills fell between acknowledgements"
+
+
+if __name__ == "__main__":
+    write_until_killed(*sys.argv[1:])

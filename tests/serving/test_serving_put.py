@@ -21,7 +21,7 @@ from twotower.errors import RequestError
 from twotower.serving.answers.catalogue import MAX_PUT
 from twotower.serving.answers.put import checked_items
 from twotower.serving.answers.stages import RANKED_AT_ONCE
-from twotower.serving.api.service import KEEP_UP_S
+from twotower.serving.api.deploying import KEEP_UP_S
 from twotower.serving.recommender import Recommender
 from twotower.serving.store.contract import ItemChange, open_store
 
@@ -74,6 +74,16 @@ def test_whatever_was_written_is_taken_and_reads_as_if_it_stood_alone(typed: Pat
         for name in ("title", *COLUMNS):
             assert column(together, name)[place] == column(alone, name)[0]
     assert len(together.recommend(k=100, filter="not year == 7").items) >= ITEMS
+
+
+def test_a_moment_after_the_year_9999_counts_as_missing_and_is_refused(fresh: Recommender) -> None:
+    last = {"m1": {"released": 253_402_300_799_000}}
+    first_after = {"m2": {"released": 253_402_300_800_000}}
+    fresh.write_items(last | first_after)
+    assert column(fresh, "released") == [datetime(9999, 12, 31, 23, 59, 59), None]
+    checked_items(fresh.bundle, last)
+    with pytest.raises(RequestError, match=r"item 'm2': column 'released' holds timestamp\[ms\], 253402300800000 does not"):
+        checked_items(fresh.bundle, first_after)
 
 
 def test_texts_and_numbers_side_by_side_each_fit_as_they_do_alone(fresh: Recommender) -> None:

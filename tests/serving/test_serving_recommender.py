@@ -285,7 +285,7 @@ def test_a_batch_larger_than_a_block_keeps_the_order_of_the_users(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = recommender.recommend_batch(k=4)
-    monkeypatch.setattr("twotower.serving.recommender.RANKED_AT_ONCE", 3 * CANDIDATES)
+    monkeypatch.setattr("twotower.serving.answers.batches.RANKED_AT_ONCE", 3 * CANDIDATES)
     blocks = recommender.recommend_batch(k=4)
     assert blocks.select(["user_id", "item_id", "rank"]) == whole.select(["user_id", "item_id", "rank"])
     assert whole["user_id"].to_pylist() == [f"u{row}" for row in range(USERS) for _ in range(4)]

@@ -210,7 +210,7 @@ def test_names_and_shares_are_looked_at_before_any_bundle_is_loaded(recommender:
     nowhere = str(tmp_path / "nowhere")
     variants = tuple(VariantMessage(name=name, bundle=nowhere, share=0.4) for name in ("a", "b"))
     with pytest.raises(RequestError, match=r"add up to 0\.8"):
-        run(serving(recommender).deploy(DeploymentRequest(variants=variants)))
+        run(serving(recommender).deployer.deploy(DeploymentRequest(variants=variants)))
 
 
 def test_a_store_that_hangs_holds_up_no_search(recommender: Recommender, new_database: Callable[[], str]) -> None:

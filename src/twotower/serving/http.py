@@ -108,7 +108,7 @@ def serve(bundle: str | Path, options: ServeOptions) -> None:
         store = None if options.store is None else open_store(options.store)
         service = Service(live, store=store, telemetry=Telemetry())
         stack.callback(service.close)
-        service.begin(str(bundle))
+        service.deployer.begin(str(bundle))
         _run(service, options, keys=keys, tracing=tracing, bound=bound, admin_bound=admin_bound)
 
 
@@ -163,7 +163,7 @@ async def _serve_all(
     loop = asyncio.get_running_loop()
 
     def swap(recommender: Recommender) -> None:
-        asyncio.run_coroutine_threadsafe(service.swap(recommender), loop).result()
+        asyncio.run_coroutine_threadsafe(service.deployer.swap(recommender), loop).result()
 
     def refused() -> None:
         service.telemetry.swap("refused")
@@ -171,7 +171,7 @@ async def _serve_all(
     watch: AbstractContextManager[object] = nullcontext()
     if options.watch:
         watch = Watch(service.live, address=options.watch, swap=swap, refused=refused)
-    beside = [asyncio.create_task(service.shadow()), asyncio.create_task(service.keep_up())]
+    beside = [asyncio.create_task(service.shadow()), asyncio.create_task(service.deployer.keep_up())]
     behind = None
     if admin is not None and sockets[1] is not None:
         behind = asyncio.create_task(admin.serve(sockets=[sockets[1]]))

@@ -4,54 +4,35 @@ No HTTP here. All that changes is which catalogue stands, and that as a whole: a
 """
 
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from twotower.bundle import Bundle
 from twotower.data.item_columns import readable_items
 from twotower.errors import RequestError
 from twotower.filter_language import ColumnType
-from twotower.index.exact import best
-from twotower.serving.answers.answering import Answered, Standing, answer, milliseconds, rank_given
-from twotower.serving.answers.asking import SECOND, Asked, Asking, Id, Since
+from twotower.serving.answers import batches
+from twotower.serving.answers.answering import Standing, answer, milliseconds, rank_given
+from twotower.serving.answers.asking import SECOND, Asking, Id, Since
 from twotower.serving.answers.catalogue import Catalogue
-from twotower.serving.answers.explaining import MOST_ITEMS, MOST_MET, because
+from twotower.serving.answers.explaining import MOST_ITEMS, MOST_MET
 from twotower.serving.answers.filtering import Filtering, positives
+from twotower.serving.answers.neighbours import neighbours
 from twotower.serving.answers.put import Features
-from twotower.serving.answers.results import (
-    Because,
-    Bringer,
-    Explanation,
-    Recommendation,
-    RecommendedItem,
-    SimilarItem,
-    SimilarItems,
-)
+from twotower.serving.answers.results import Recommendation, SimilarItems
 from twotower.serving.answers.rules import Rules
-from twotower.serving.answers.stages import RANKED_AT_ONCE
+from twotower.serving.answers.wording import explained, in_words, named, passed_over, rows_of
 
-NAMED = 3
-"""Unknown ids that a note names."""
 EXAMPLES = 20
 """Users and items to begin with."""
-
-BATCH_SCHEMA = pa.schema(
-    [("user_id", pa.string()), ("item_id", pa.string()), ("score", pa.float32()), ("rank", pa.int32())]
-)
-"""One row an item: users in the order asked for, each with the best first."""
 
 
 class Recommender:
@@ -155,9 +136,9 @@ class Recommender:
         moment = self._moment(now, since)
         told, strange = self._asking.met(history, catalogue=catalogue, moment=moment, since=since)
         if strange and not len(told.row) and not is_known:
-            raise RequestError(f"history: no item of it is in the catalogue ({_named(strange)}). Name known items.")
+            raise RequestError(f"history: no item of it is in the catalogue ({named(strange)}). Name known items.")
         allowed = None if filter is None else self._filtering.mask(filter, put=standing.put)
-        excluded, not_there = _rows(catalogue, exclude)
+        excluded, not_there = rows_of(catalogue, exclude)
         asked = self._asking.ask(
             [user],
             catalogue=catalogue,
@@ -170,16 +151,16 @@ class Recommender:
         answered = answer(
             self.bundle, asked, k=k, standing=standing, allowed=allowed, began=began, rank_until=rank_until
         )
-        items = self._items(answered, catalogue)
+        items = in_words(answered, catalogue)
         timings_ms = dict(answered.timings_ms)
         if explain:
             explaining_since = time.perf_counter()
             without, met = self._asking.without_each(
                 user, catalogue=catalogue, moment=moment, most=MOST_MET, told=told, context=context
             )
-            items = self._explained(items, answered, without, met, catalogue=catalogue)
+            items = explained(items, answered, model=self.bundle.model, without=without, met=met, catalogue=catalogue)
             timings_ms["explain"] = milliseconds(explaining_since)
-        notes = [*_passed_over("history", strange), *_passed_over("exclude", not_there)]
+        notes = [*passed_over("history", strange), *passed_over("exclude", not_there)]
         if user is not None and not is_known:
             notes.append(f"user '{user}' is not in the bundle")
         if answered.fallback == "popular":
@@ -225,21 +206,21 @@ class Recommender:
         is_known = user in self._asking.user_row or bool(since)
         moment = self._moment(now, since)
         told, strange = self._asking.met(history, catalogue=catalogue, moment=moment, since=since)
-        rows, not_there = _rows(catalogue, item_ids)
+        rows, not_there = rows_of(catalogue, item_ids)
         if not len(rows):
-            raise RequestError(f"items: none is in the catalogue ({_named(not_there)}). Name known items.")
+            raise RequestError(f"items: none is in the catalogue ({named(not_there)}). Name known items.")
         _, first = np.unique(rows, return_index=True)
         rows = rows[np.sort(first)]
         asked = self._asking.ask(
             [user], catalogue=catalogue, moment=moment, exclude_seen=False, told=told, context=context
         )
         answered = rank_given(self.bundle, asked, rows, catalogue=catalogue, began=began)
-        notes = [*_passed_over("history", strange), *_passed_over("items", not_there)]
+        notes = [*passed_over("history", strange), *passed_over("items", not_there)]
         if user is not None and not is_known:
             notes.append(f"user '{user}' is not in the bundle")
         return Recommendation(
             user_id=user,
-            items=self._items(answered, catalogue),
+            items=in_words(answered, catalogue),
             fallback=None,
             notes=tuple(notes),
             bundle=self.bundle.id,
@@ -263,7 +244,7 @@ class Recommender:
         exclude_seen: bool = True,
         now: datetime | None = None,
     ) -> pa.Table:
-        """The best `k` items for many users, as `recommend` gives them one by one: columns of `BATCH_SCHEMA`.
+        """The best `k` items for many users, as `recommend` gives them one by one, by `batches.BATCH_SCHEMA`.
 
         Args:
             user_ids: Whom to recommend for; by default every user of the bundle. Of whom nothing is known, the most
@@ -276,7 +257,7 @@ class Recommender:
             RequestError: `k` below 1.
         """
         tables = self._batches(user_ids, k=k, exclude_seen=exclude_seen, now=now)
-        return pa.concat_tables([BATCH_SCHEMA.empty_table(), *tables])
+        return pa.concat_tables([batches.BATCH_SCHEMA.empty_table(), *tables])
 
     def write_batch(
         self,
@@ -291,17 +272,7 @@ class Recommender:
 
         The file appears when it is complete.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        rows = 0
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            unfinished = Path(folder) / target.name
-            with pq.ParquetWriter(unfinished, BATCH_SCHEMA) as writer:
-                for table in self._batches(user_ids, k=k, exclude_seen=exclude_seen, now=now):
-                    writer.write_table(table)
-                    rows += table.num_rows
-            unfinished.replace(target)
-        return rows
+        return batches.write(path, self._batches(user_ids, k=k, exclude_seen=exclude_seen, now=now))
 
     def search(self, text: str, *, most: int) -> list[tuple[str, str | None]]:
         """Ids and titles of items that hold a text in one of the two, whatever its case, the popular first."""
@@ -361,70 +332,9 @@ class Recommender:
         """
         _refuse_small(k)
         standing = self._standing
-        catalogue = standing.catalogue
-        row = catalogue.row(str(item_id))
-        if row is None or not catalogue.can_come(row):
-            raise RequestError(f"Item '{item_id}' is not in the catalogue of {len(catalogue)}. Name another.")
-        if catalogue.says_nothing(row):
-            return SimilarItems(item_id=str(item_id), title=catalogue.title(row), items=(), bundle=self.bundle.id)
-        cosine = catalogue.cosine(row)
-        cosine[catalogue.gone] = -np.inf
-        cosine[[row, *_rows(catalogue, exclude)[0]]] = -np.inf
-        if filter is not None:
-            cosine[~self._filtering.mask(filter, put=standing.put)] = -np.inf
-        rows, scores = best(cosine[None, :], min(k, len(cosine)))
-        chosen = [(place, near) for place, near in enumerate(rows[0].tolist()) if scores[0, place] > -np.inf]
-        return SimilarItems(
-            item_id=str(item_id),
-            title=catalogue.title(row),
-            items=tuple(
-                SimilarItem(
-                    item_id=catalogue.id(near),
-                    title=catalogue.title(near),
-                    rank=place + 1,
-                    score=float(scores[0, place]),
-                )
-                for place, near in chosen
-            ),
-            bundle=self.bundle.id,
-        )
-
-    def _explained(
-        self,
-        items: tuple[RecommendedItem, ...],
-        answered: Answered,
-        without: Mapping[str, NDArray[Any]],
-        met: list[str],
-        *,
-        catalogue: Catalogue,
-    ) -> tuple[RecommendedItem, ...]:
-        """The items with what brought them and what pulled them up."""
-        rows = answered.found.row[0, : len(items)]
-        pulled: list[tuple[Because, ...]] = [()] * len(items)
-        if met and answered.ranked is not None:
-            pulled[:MOST_ITEMS] = because(
-                self.bundle.model,
-                without,
-                met,
-                rows=rows[:MOST_ITEMS],
-                scores=answered.found.score[0],
-                catalogue=catalogue,
-            )
-        rules = answered.rules or ((),) * len(items)
-        explained = []
-        for place, (item, row, reasons) in enumerate(zip(items, rows.tolist(), pulled, strict=True)):
-            source = self._source(row, answered, is_pinned=bool(answered.is_pinned[place]), catalogue=catalogue)
-            why = Explanation(source=source, because=reasons, rules=rules[place])
-            explained.append(replace(item, explanation=why))
-        return tuple(explained)
-
-    def _source(self, row: int, answered: Answered, *, is_pinned: bool, catalogue: Catalogue) -> Bringer:
-        """What brought an item."""
-        if is_pinned:
-            return "pinned"
-        if catalogue.is_new(row):
-            return "new"
-        return "popular" if answered.fallback == "popular" else "index"
+        excluded, _ = rows_of(standing.catalogue, exclude)
+        allowed = None if filter is None else self._filtering.mask(filter, put=standing.put)
+        return neighbours(standing.catalogue, str(item_id), k=k, excluded=excluded, allowed=allowed)
 
     def _moment(self, now: datetime | None, since: Sequence[Since]) -> int:
         """The moment of asking: by default after all that is known."""
@@ -436,87 +346,17 @@ class Recommender:
     ) -> Iterator[pa.Table]:
         """A table for each block of users, in their order."""
         _refuse_small(k)
-        moment = self._asking.moment(now)
-        everybody = iter(self._asking.user_row if user_ids is None else user_ids)
-        size = max(1, RANKED_AT_ONCE // max(k, int(self.bundle.metadata["candidates"])))
-        while users := [str(user_id) for user_id in islice(everybody, size)]:
-            standing = self._standing
-            asked = self._asking.ask(users, catalogue=standing.catalogue, moment=moment, exclude_seen=exclude_seen)
-            yield self._table(users, asked, k=k, standing=standing)
-
-    def _table(self, users: list[str], asked: Asked, *, k: int, standing: Standing) -> pa.Table:
-        """The answers to one block; those by the model and those by popularity fall into the users' order again."""
-        parts: list[tuple[NDArray[Any], ...]] = []
-        for is_told in (True, False):
-            places = np.flatnonzero(asked.is_told == is_told)
-            if not len(places):
-                continue
-            began = time.perf_counter()
-            taken = asked.take(places)
-            found = answer(self.bundle, taken, k=k, standing=standing, allowed=None, began=began).found
-            holds = np.arange(found.row.shape[1]) < found.count[:, None]
-            query, place = np.nonzero(holds)
-            parts.append((places[query], found.row[holds], found.score[holds], place + 1))
-        query, row, score, place = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(query, kind="stable")
-        columns = [
-            pa.array(users).take(pa.array(query[order])),
-            pa.array([standing.catalogue.id(each) for each in row[order].tolist()], pa.string()),
-            pa.array(score[order], pa.float32()),
-            pa.array(place[order].astype(np.int32)),
-        ]
-        return pa.table(columns, schema=BATCH_SCHEMA)
-
-    def _items(self, answered: Answered, catalogue: Catalogue) -> tuple[RecommendedItem, ...]:
-        """The answer to the first query, in words."""
-        found, ranked = answered.found, answered.ranked
-        count = int(found.count[0])
-        rows, scores = found.row[0, :count].tolist(), found.score[0, :count].tolist()
-        titles = catalogue.titles(found.row[0, :count])
-        if ranked is not None:
-            ranks = [rank if rank <= answered.retrieved else None for rank in ranked.retrieval_rank[0, :count].tolist()]
-            similar = ranked.retrieval_score[0, :count].tolist()
-            labels = [(name, each[0, :count].tolist()) for name, each in ranked.labels.items()]
-        elif answered.fallback == "retrieval":
-            ranks, similar, labels = list(range(1, count + 1)), scores, []
-        else:
-            ranks, similar, labels = [None] * count, [None] * count, []
-        return tuple(
-            RecommendedItem(
-                item_id=catalogue.id(row),
-                title=titles[place],
-                rank=place + 1,
-                score=scores[place],
-                retrieval_rank=ranks[place],
-                retrieval_score=similar[place],
-                labels={name: values[place] for name, values in labels},
-            )
-            for place, row in enumerate(rows)
+        return batches.blocks(
+            self.bundle,
+            self._asking,
+            standing=lambda: self._standing,
+            user_ids=self._asking.user_row if user_ids is None else user_ids,
+            k=k,
+            exclude_seen=exclude_seen,
+            moment=self._asking.moment(now),
         )
-
-
-def _rows(catalogue: Catalogue, item_ids: Iterable[Id]) -> tuple[NDArray[np.int64], list[str]]:
-    """The rows of the ids of items that can come, and the other ids."""
-    rows, unknown = [], []
-    for item_id in item_ids:
-        row = catalogue.row(text := str(item_id))
-        if row is None or not catalogue.can_come(row):
-            unknown.append(text)
-        else:
-            rows.append(row)
-    return np.array(rows, np.int64), unknown
 
 
 def _refuse_small(k: int) -> None:
     if k < 1:
         raise RequestError(f"k is {k}. Ask for at least one item.")
-
-
-def _passed_over(where: str, unknown: list[str]) -> list[str]:
-    """A note about ids that the catalogue does not hold, where there are any."""
-    return [f"{where}: not in the catalogue, passed over: {_named(unknown)}"] if unknown else []
-
-
-def _named(ids: list[str]) -> str:
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    return ", ".join(f"'{each}'" for each in ids[:NAMED]) + more

@@ -160,7 +160,9 @@ def _is_read(bundle: Bundle, field: pa.Field, column: pa.Array) -> bool:
     features = bundle.model.features
     table = pa.table({field.name: column}, schema=pa.schema([field]))
     try:
-        readable_items(table, features)
+        readable = readable_items(table, features)[field.name]
+        if pa.types.is_timestamp(readable.type):
+            readable.to_pylist()  # Raises over a moment after the year 9999, which no filter can name.
         for encoder in features.candidate:
             if encoder.column == field.name:
                 encoder.encode(table[field.name])

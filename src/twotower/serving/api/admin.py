@@ -53,21 +53,21 @@ def create_admin(service: Service) -> FastAPI:
         responses=CHANGE,
     )
     async def put_deployment(asked: DeploymentRequest, request: Request) -> DeploymentInfo:  # noqa: ARG001 - see `QuickRoute`
-        await service.deploy(asked)
+        await service.deployer.deploy(asked)
         return described(service.live)
 
     @quick(app, "POST", "/v1/promote", summary="One variant answers everybody", tag="deployment", responses=CHANGE)
     async def promote(asked: PromoteRequest, request: Request) -> DeploymentInfo:  # noqa: ARG001
-        service.promote(asked.variant)
+        service.deployer.promote(asked.variant)
         return described(service.live)
 
     @quick(app, "POST", "/v1/rollback", summary="What answered before answers", tag="deployment", responses=CHANGE)
     async def rollback(asked: RollbackRequest, request: Request) -> DeploymentInfo:  # noqa: ARG001
-        service.rollback()
+        service.deployer.rollback()
         return described(service.live)
 
     @quick(app, "POST", "/v1/check", summary="Could this bundle answer?", tag="deployment", responses=CHANGE)
     async def check(asked: CheckRequest, request: Request) -> CheckResponse:  # noqa: ARG001
-        return CheckResponse(bundle=await service.check(asked.bundle))
+        return CheckResponse(bundle=await service.deployer.check(asked.bundle))
 
     return app

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from twotower.errors import RequestError, StorageError, TwotowerError
+from twotower.errors import RequestError, StorageError
 from twotower.serving.answers.asking import Since
 from twotower.serving.answers.put import Features, checked_items
 from twotower.serving.answers.results import Recommendation
-from twotower.serving.api.admin_messages import DeploymentRequest
+from twotower.serving.api.deploying import Deployer
 from twotower.serving.api.messages import (
     DeleteItemsRequest,
     EventMessage,
@@ -31,20 +31,16 @@ from twotower.serving.api.messages import (
     SimilarResponse,
 )
 from twotower.serving.door.admission import Gate
-from twotower.serving.door.telemetry import Swap, Telemetry
-from twotower.serving.live.deployment import Deployment, Live, Variant, refuse_bad_shares
+from twotower.serving.door.telemetry import Telemetry
+from twotower.serving.live.deployment import Live, Variant
 from twotower.serving.recommender import Recommender
 from twotower.serving.store.contract import Event, ItemChange, Met, Store
 from twotower.serving.store.writer import Writer
 
-MAIN = "main"
-"""The variant that answers where there is no experiment."""
 MOST_SINCE = 20_000
 """Interactions of one user since the log's end that an answer looks at: the latest. All of them count as seen."""
 SHADOWED = 64
 """Requests that wait to be answered unseen as well; more are passed over."""
-KEEP_UP_S = 0.5
-"""Between two looks for items that another server wrote."""
 AHEAD_US = 5 * 60 * 1_000_000
 """How far an event may lie ahead: clocks differ. One that lies further would top every history until its time."""
 HEALING = 0.9
@@ -69,6 +65,7 @@ class Service:
     def __init__(self, live: Live, *, store: Store | None, telemetry: Telemetry) -> None:
         """Answer from what is live; without a store, no events and no items can be written."""
         self.live = live
+        self.deployer = Deployer(live, store=store, telemetry=telemetry)
         self.is_ending = False
         """Whether the server has been told to end."""
         self.gate = Gate(shed=telemetry.shed)
@@ -77,7 +74,6 @@ class Service:
         self._writer = Writer(store) if store else None
         self._looking = ThreadPoolExecutor(LOOKING, thread_name_prefix="twotower-looking")
         self._shadowed: asyncio.Queue[tuple[RecommendRequest, tuple[str, ...]]] = asyncio.Queue(SHADOWED)
-        self._deploying = asyncio.Lock()
         self._ranking_s = 0.0
 
     @property
@@ -280,97 +276,6 @@ class Service:
             items=tuple(FoundItem(item_id=item, title=title, timestamp=when) for item, title, when in met)
         )
 
-    async def deploy(self, asked: DeploymentRequest) -> None:
-        """Let other bundles answer: each is loaded and checked beside what answers, then all take over at once.
-
-        Raises:
-            RequestError: names or shares that do not fit.
-            ArtifactError, StorageError: a bundle that is refused; nothing has changed.
-        """
-        refuse_bad_shares(
-            [(each.name, each.share) for each in asked.variants], [(each.name, 0.0) for each in asked.shadows]
-        )
-        async with self._deploying:
-            variants = [
-                Variant(name=each.name, recommender=await self._loaded(each.bundle), share=each.share)
-                for each in asked.variants
-            ]
-            shadows = [
-                Variant(name=each.name, recommender=await self._loaded(each.bundle), share=0.0)
-                for each in asked.shadows
-            ]
-            self._take_over(Deployment(variants=tuple(variants), shadows=tuple(shadows), salt=asked.salt))
-
-    async def swap(self, recommender: Recommender) -> None:
-        """Let a bundle that is loaded answer as the first variant."""
-        async with self._deploying:
-            await asyncio.to_thread(self._take_writes, recommender)
-            self._take_writes(recommender)  # What came meanwhile.
-            self.live.swap(self.live.current.variants[0].name, recommender)
-            self._changed("taken")
-
-    def promote(self, variant: str) -> None:
-        """Let one variant answer everybody.
-
-        Raises:
-            RequestError: there is none of that name.
-        """
-        self.live.promote(variant)
-        self._changed("taken")
-
-    def rollback(self) -> None:
-        """Let what answered before answer again.
-
-        Raises:
-            RequestError: nothing answered before.
-        """
-        self.live.rollback()
-        self._changed("rolled_back")
-
-    async def check(self, address: str) -> str:
-        """The id of a bundle that could answer.
-
-        Raises:
-            ArtifactError, StorageError: it could not.
-        """
-        return (await asyncio.to_thread(self.live.load, address)).bundle.id
-
-    def begin(self, address: str) -> None:
-        """Load the first bundle; see `Live.load`."""
-        recommender = self.live.load(address)
-        self._take_writes(recommender)
-        self._take_over(Deployment(variants=(Variant(name=MAIN, recommender=recommender, share=1.0),)))
-
-    async def _loaded(self, address: str) -> Recommender:
-        """A bundle by its id or its address, with what was put and removed."""
-        recommender = self.live.loaded(address)
-        if recommender is None:
-            try:
-                recommender = await asyncio.to_thread(self.live.load, address)
-            except TwotowerError:
-                self.telemetry.swap("refused")
-                raise
-            await asyncio.to_thread(self._take_writes, recommender)
-        return recommender
-
-    def _take_writes(self, recommender: Recommender) -> None:
-        """Tell a recommender what was put and removed since it last looked."""
-        if self._store is not None and (writes := self._store.items_after(recommender.sequence)):
-            recommender.write_items(
-                {write.item_id: write.features for write in writes}, sequence=max(write.sequence for write in writes)
-            )
-
-    def _take_over(self, deployment: Deployment) -> None:
-        for each in (*deployment.variants, *deployment.shadows):
-            self._take_writes(each.recommender)  # What came while it was loaded.
-        self.live.replace(deployment)
-        self._changed("taken")
-
-    def _changed(self, outcome: Swap) -> None:
-        current = self.live.current
-        self.telemetry.deployed({each.name: each.recommender.bundle for each in (*current.variants, *current.shadows)})
-        self.telemetry.swap(outcome)
-
     async def shadow(self) -> None:
         """Answer unseen, for as long as the server runs, what was answered before; passed over while somebody waits."""
         while True:
@@ -384,21 +289,6 @@ class Service:
                             self._compare(variant, asked, shown, since)
                 except Exception:  # noqa: BLE001 - whatever it is, the log has it, and the next is compared
                     _log.exception("the shadow %s: a fault of the server's own", variant.name)
-
-    async def keep_up(self) -> None:
-        """Take up, for as long as the server runs, items that another server wrote to the same store."""
-        failed = ""
-        while self._store is not None:
-            await asyncio.sleep(KEEP_UP_S)
-            for recommender in self.live.recommenders():
-                try:
-                    await asyncio.to_thread(self._take_writes, recommender)
-                except StorageError:
-                    pass  # Told by whatever needs the store next.
-                except Exception as fault:  # noqa: BLE001 - whatever it is, it must not end this in silence
-                    if repr(fault) != failed:  # Once, not twice a second.
-                        _log.exception("items of the store could not be taken up")
-                    failed = repr(fault)
 
     def _compare(
         self, variant: Variant, asked: RecommendRequest, shown: Sequence[str], since: tuple[Since, ...]
@@ -475,7 +365,7 @@ class Service:
         changes = [ItemChange(item_id=item_id, features=features) for item_id, features in writes.items()]
         await asyncio.wrap_future(writer.write_items(changes))
         for recommender in self.live.recommenders():
-            self._take_writes(recommender)
+            self.deployer.take_writes(recommender)
 
     def _written(self, count: int, *, request_id: str) -> ItemsResponse:
         return ItemsResponse(request_id=request_id, written=count, items=len(self._first().catalogue))
