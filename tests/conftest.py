@@ -1,7 +1,9 @@
 """What many tests read: the real MovieLens sets where they are, and a tiny simulated split made by the real steps."""
 
+import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if compiled is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bucket behind an HTTP API on loopback; see `s3_api.py`."""
+    specification = importlib.util.spec_from_file_location("s3_api", Path(__file__).with_name("s3_api.py"))
+    assert specification is not None
+    assert specification.loader is not None
+    module = sys.modules["s3_api"] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    yield from module.served(monkeypatch)
 
 
 @pytest.fixture(scope="session")

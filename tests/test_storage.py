@@ -1,6 +1,5 @@
 """Files and folders by address: this machine, a web server, and an S3 server, all of them real ones."""
 
-import importlib.util
 import socket
 import stat
 import sys
@@ -14,20 +13,6 @@ import pytest
 
 from twotower import storage
 from twotower.errors import StorageError
-
-
-def _load() -> Any:
-    specification = importlib.util.spec_from_file_location("s3_api", Path(__file__).with_name("s3_api.py"))
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["s3_api"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    yield from _load().served(monkeypatch)
 
 
 class Web(BaseHTTPRequestHandler):

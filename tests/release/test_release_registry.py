@@ -1,9 +1,6 @@
 """Versions and the champion, in a folder and in an object store."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +11,6 @@ from twotower.bundle_config import MODEL_KEY, bundle_id
 from twotower.champion import Champion
 from twotower.errors import ArtifactError, StorageError
 from twotower.release.registry import Registry
-
-
-def _load() -> Any:
-    specification = importlib.util.spec_from_file_location("s3_api", Path(__file__).parents[1] / "s3_api.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["s3_api"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    yield from _load().served(monkeypatch)
 
 
 def made(folder: Path, content: str) -> tuple[Path, Path]:

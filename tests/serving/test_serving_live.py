@@ -1,9 +1,7 @@
 """What answers, and how it changes: on real bundles, loaded as a server loads them."""
 
 import gc
-import importlib.util
 import shutil
-import sys
 import threading
 import weakref
 from collections import Counter
@@ -23,20 +21,6 @@ from twotower.serving.live.deployment import COPY, Deployment, Live, Variant
 from twotower.serving.recommender import Recommender
 
 USERS = [f"user {number}" for number in range(100_000)]
-
-
-def _load() -> Any:
-    specification = importlib.util.spec_from_file_location("s3_api", Path(__file__).parents[1] / "s3_api.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["s3_api"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    yield from _load().served(monkeypatch)
 
 
 @pytest.fixture(scope="module")

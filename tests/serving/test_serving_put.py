@@ -82,7 +82,9 @@ def test_a_moment_after_the_year_9999_counts_as_missing_and_is_refused(fresh: Re
     fresh.write_items(last | first_after)
     assert column(fresh, "released") == [datetime(9999, 12, 31, 23, 59, 59), None]
     checked_items(fresh.bundle, last)
-    with pytest.raises(RequestError, match=r"item 'm2': column 'released' holds timestamp\[ms\], 253402300800000 does not"):
+    with pytest.raises(
+        RequestError, match=r"item 'm2': column 'released' holds timestamp\[ms\], 2534023008\d* does not"
+    ):
         checked_items(fresh.bundle, first_after)
 
 

@@ -1,11 +1,9 @@
 """A registry watched for its champion, in a folder and in an object store, as `twotower deploy` changes it."""
 
 import gc
-import importlib.util
 import json
 import logging
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,20 +18,6 @@ from twotower.release.registry import Registry
 from twotower.serving.live.deployment import Deployment, Live, Variant
 from twotower.serving.live.watching import EVERY_S, SELDOM_S, Watch
 from twotower.serving.recommender import Recommender
-
-
-def _load() -> Any:
-    specification = importlib.util.spec_from_file_location("s3_api", Path(__file__).parents[1] / "s3_api.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["s3_api"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    yield from _load().served(monkeypatch)
 
 
 @pytest.fixture(scope="module")
