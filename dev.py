@@ -170,8 +170,9 @@ def lock(_: list[str]) -> int:
     build = ROOT / "build" / "build.in"
     build.write_text("hatchling>=1.27\n", encoding="utf-8")
     layers = ROOT / "build" / "layers.in"
+    tested = ("train", "serve", "client", "postgres", "telemetry", "pipeline", "tune", "spark", "scann", "dev")
     for name, what in (
-        (LOCK.name, _extras("train", "serve", "client", "postgres", "telemetry", "pipeline", "dev")),
+        (LOCK.name, _extras(*tested)),
         ("serve.txt", (*_extras("serve"), *same)),
         ("pipeline.txt", (*_extras("train", "serve", "pipeline"), *same)),
         ("build.txt", (build, *same)),

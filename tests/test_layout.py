@@ -68,7 +68,8 @@ def test_a_step_is_a_function_and_a_command_of_one_name_and_the_same_inputs(name
     of_step = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
     command = main.commands[name.replace("_", "-")]
     of_command = {parameter.name for parameter in command.params}
-    aside = {"overrides", "data_dir", "watch", "resume"}  # The first two make the recipe; these are no inputs.
+    # The first two make the recipe; these are no inputs.
+    aside = {"overrides", "data_dir", "watch", "resume", "processes"}
     if name == "summarize":  # The outcome is what the command is told in words.
         of_step = of_step - {"outcome"} | {"recipe", "run", "state", "error"}
     assert of_command - aside == of_step - aside

@@ -21,11 +21,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from twotower import artifact
 from twotower.bundle_config import KIND, BundleConfig, bundle_id
-from twotower.data.feature_encoders import SECOND
 from twotower.data.histories import UserLog
 from twotower.data.item_columns import readable_items
-from twotower.data.split import SplitDataset
-from twotower.data.trends import Trends
+from twotower.data.pieces import trends_of
+from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 from twotower.errors import ArtifactError
 from twotower.golden import Parts, write_golden
 from twotower.index.build import load_index
@@ -190,9 +189,7 @@ def popularity(dataset: SplitDataset, *, latest: int) -> NDArray[np.float64]:
 
 def _latest_trends(dataset: SplitDataset, *, block: int) -> NDArray[np.float32]:
     """`[I, F]` popularity and age of the items at the end of the log, in blocks as the model learned them."""
-    second = dataset.timestamp[dataset.positive] // SECOND
-    trends = Trends.build(dataset.item[dataset.positive], second, items=len(dataset.item_ids), block=block or None)
-    return trends.latest()
+    return trends_of(dataset, TRAIN, VALIDATION, TEST, block=block or None).latest()
 
 
 def _describe(dataset: SplitDataset, *, index: Index, name: str, candidates: int) -> dict[str, Any]:

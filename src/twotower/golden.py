@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from twotower.data.feature_encoders import SECOND, Inputs
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.split import SplitDataset
+from twotower.data.pieces import count_rows
+from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 from twotower.errors import ArtifactError
 from twotower.index.build import recall_against
 from twotower.index.contract import Index
@@ -117,7 +118,7 @@ def refuse_other_answers(parts: Parts) -> None:
 
 def _queries(dataset: SplitDataset, features: FittedFeatures) -> Inputs:
     """The query tower's inputs, a second after the end of the log."""
-    met = np.unique(dataset.user[dataset.positive])
+    met = np.flatnonzero(count_rows(dataset, TRAIN, VALIDATION, TEST, by="user", positives_only=True))
     places = np.linspace(0, len(met) - 1, min(KNOWN_USERS, len(met))).astype(np.int64)
     users = met[places].tolist()
     asked = pa.array([*users, None], pa.int64())

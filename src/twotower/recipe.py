@@ -27,6 +27,7 @@ from twotower.index.config import IndexConfig
 from twotower.model.config import ModelConfig
 from twotower.serve_config import ServeConfig
 from twotower.training.config import TrainConfig
+from twotower.tune_config import TuneConfig
 
 ENVIRONMENT = "TWOTOWER__"
 DEFAULT = "simulated"
@@ -61,6 +62,8 @@ class Recipe:
     """What a server gets."""
     serve: ServeConfig = field(default_factory=ServeConfig)
     """How it answers."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Which settings are tried for better ones."""
 
 
 def builtin_recipes() -> list[str]:

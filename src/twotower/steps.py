@@ -110,9 +110,12 @@ def train(
     Where the recipe asks for models of one task each, they lie below it, each a model directory of its own.
     """
     from twotower.data.split import load_split
+    from twotower.training.compiled import keep_compiled
+    from twotower.training.distributed import is_first, own_place
     from twotower.training.single_tasks import SINGLE, directory_of, refuse_head_start, single_tasks
     from twotower.training.warm_start import refuse_leak
 
+    keep_compiled()
     dataset, version = load_split(split), artifact.fingerprint(split)
     singles = single_tasks(recipe.train, recipe.model, dataset=dataset)
     if warm_start is not None:
@@ -121,22 +124,24 @@ def train(
     fit = partial(_fit, dataset=dataset, split=version, resume=resume)
     joint, single = out.parent / f"{out.name}.checkpoint", out.parent / f"{out.name}.{SINGLE}.checkpoint"
     told = _naming(watch, "joint") if singles else watch
-    with writing(out, step="train", made_from=made_from.train(recipe, split, warm_start)) as (to, metadata):
+    made = made_from.train(recipe, split, warm_start)
+    with own_place(out) as place, writing(place, step="train", made_from=made) as (to, metadata):
         metadata |= fit(recipe, out=to, checkpoint=joint, warm_start=warm_start, watch=told)
         for task, (config, model) in singles.items():
-            place, facts = directory_of(task), dict[str, Any]()
-            with artifact.write_artifact(to / place, kind=KIND_OF["train"], metadata=facts) as below:
+            name, facts = directory_of(task), dict[str, Any]()
+            with artifact.write_artifact(to / name, kind=KIND_OF["train"], metadata=facts) as below:
                 facts |= fit(
                     replace(recipe, train=config, model=model),
                     out=below,
-                    checkpoint=single / Path(place).name,
-                    warm_start=None if warm_start is None else warm_start / place,
+                    checkpoint=single / Path(name).name,
+                    warm_start=None if warm_start is None else warm_start / name,
                     watch=_naming(watch, f"{task} alone"),
                 )
         if singles:
             metadata["single_tasks"] = [{"task": task, "directory": directory_of(task)} for task in singles]
-    for checkpoint in (joint, single):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    if is_first():
+        for checkpoint in (joint, single):
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _fit(
@@ -151,9 +156,12 @@ def _fit(
     watch: Watch,
 ) -> dict[str, Any]:
     """One model, fitted and exported into an open directory; gives what its manifest says."""
+    from twotower.data.asked import asked_of
+    from twotower.data.split import VALIDATION
     from twotower.model.config import MET
     from twotower.model.export import export_model
     from twotower.training.calibration import calibrate
+    from twotower.training.distributed import is_first
     from twotower.training.order import choose_order
     from twotower.training.train import sample_inputs, train
     from twotower.training.warm_start import learned_until, save_weights
@@ -168,13 +176,16 @@ def _fit(
         report=watch,
         warm_start=warm_start,
     )
+    if not is_first():  # It has the tables, and writes for all.
+        return {}
     query, candidate = sample_inputs(trained.model.features, dataset)
     export_model(trained.model, out, query_inputs=query, candidate_inputs=candidate, trend_block=trained.trend_block)
     metadata: dict[str, Any] = {}
+    asked = asked_of(dataset, VALIDATION, most=recipe.train.memory_rows, seed=recipe.seed)
     if not recipe.model.ranking.order and MET in trained.model.tasks:
         candidates = recipe.model.ranking.candidates
-        metadata["order"] = choose_order(out, dataset, candidates=candidates, seed=recipe.seed)
-    metadata["calibrated"] = sorted(calibrate(out, dataset, seed=recipe.seed))
+        metadata["order"] = choose_order(out, asked, candidates=candidates, seed=recipe.seed)
+    metadata["calibrated"] = sorted(calibrate(out, asked, seed=recipe.seed))
     save_weights(trained.model, out)
     (out / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
     (out / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
@@ -190,6 +201,16 @@ def _fit(
 def _naming(watch: Watch, model: str) -> Watch:
     """Tells a watch which of several models is being trained."""
     return lambda progress: watch(replace(progress, model=model))
+
+
+def _train_by(processes: int, recipe: Recipe, *, split: Path, out: Path, resume: bool, watch: Watch) -> None:
+    """Train in this process, or by several workers of their own."""
+    from twotower.training.launch import launch_training
+
+    if processes == 1:
+        train(recipe, split=split, out=out, resume=resume, watch=watch)
+    else:
+        launch_training(recipe_toml(recipe), split=str(split), out=str(out), processes=processes, resume=resume)
 
 
 def choose(models: Sequence[Path], *, out: Path) -> str:
@@ -240,7 +261,9 @@ def evaluate(
     watch: Watch = unwatched,
 ) -> None:
     """A split and a model -> the report: report.json, report.html, card.md; with the champion's bundle, both judged."""
-    from twotower.data.split import load_split
+    from twotower.data.asked import asked_of
+    from twotower.data.columns import MAPPED_ROWS
+    from twotower.data.split import TEST, load_split
     from twotower.evaluation.audit import audit, gather_facts
     from twotower.evaluation.evaluate import evaluate
     from twotower.evaluation.joining import Alone
@@ -250,6 +273,9 @@ def evaluate(
 
     facts = artifact.read_manifest(model, kind=KIND_OF["train"])["metadata"]
     dataset, exported = load_split(split), ExportedModel.load(model)
+    if (drawn := recipe.evaluate.max_queries) and len(dataset.user) > MAPPED_ROWS:
+        # Ten times as many as are asked, so that the queries are drawn from many users.
+        dataset = asked_of(dataset, TEST, most=MAPPED_ROWS, seed=recipe.seed, enough=10 * drawn)
     if champion is not None:
         artifact.verify(champion, kind=KIND_OF["bundle"])
     rival, unread = None, ""
@@ -280,6 +306,11 @@ def evaluate(
         checks = audit(dataset, exported.features, facts=gathered, seed=recipe.seed)
         report["audit"] = [asdict(check) for check in checks]
         report["alarms"] = facts["alarms"]
+        if dataset.whole is not None:
+            report["notes"].append(
+                f"Of the {len(dataset.whole.user):,} interactions, the {len(dataset.user):,} of users drawn by chance "
+                "are asked, looked through for leaks, and what the simple predictions of labels learn from."
+            )
         if alone:
             report["joining"]["notes"] = _how_trained(model, facts["single_tasks"])
         report["name"] = recipe.name
@@ -305,13 +336,15 @@ def _how_trained(model: Path, singles: list[dict[str, str]]) -> list[str]:
 
 def index(recipe: Recipe, *, split: Path, model: Path, out: Path) -> None:
     """A split's catalogue and a model -> the index over the candidates' embeddings, measured against the exact one."""
+    from twotower.data.asked import asked_of
+    from twotower.data.columns import MAPPED_ROWS
     from twotower.data.split import TEST, load_split
     from twotower.evaluation.model_contender import ModelContender
     from twotower.evaluation.queries import labelled
     from twotower.index.build import build_index
     from twotower.model.exported import ExportedModel
 
-    dataset = load_split(split)
+    dataset = asked_of(load_split(split), TEST, most=MAPPED_ROWS, seed=recipe.seed)
     artifact.read_manifest(model, kind=KIND_OF["train"])
     with writing(out, step="index", made_from=made_from.index(recipe, split, model)) as (to, metadata):
         contender = ModelContender(ExportedModel.load(model), dataset=dataset)
@@ -461,13 +494,16 @@ class Ran:
     """False where the directory was up to date and left as it was."""
 
 
-def run(recipe: Recipe, *, out: Path, resume: bool = False, watch: Watch = unwatched) -> Iterator[Ran]:
+def run(
+    recipe: Recipe, *, out: Path, resume: bool = False, processes: int = 1, watch: Watch = unwatched
+) -> Iterator[Ran]:
     """Go the short path below one directory, step by step; leave out what is up to date.
 
     Args:
         recipe: What to run.
         out: The run's directory; each step writes into one of its own below it.
         resume: Let an interrupted training go on from its checkpoint.
+        processes: Workers that train together; several tell of their progress themselves, on stderr.
         watch: Told how far training and evaluation are.
 
     Yields:
@@ -481,7 +517,7 @@ def run(recipe: Recipe, *, out: Path, resume: bool = False, watch: Watch = unwat
         "split": (lambda: made_from.split(recipe, prepared), lambda: split(recipe, prepared=prepared, out=parts)),
         "train": (
             lambda: made_from.train(recipe, parts),
-            lambda: train(recipe, split=parts, out=model, resume=resume, watch=watch),
+            partial(_train_by, processes, recipe, split=parts, out=model, resume=resume, watch=watch),
         ),
         "evaluate": (
             lambda: made_from.evaluate(recipe, parts, model),

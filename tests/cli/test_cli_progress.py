@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from twotower.cli.progress import _Bar, watching
-from twotower.training.train import TrainProgress
+from twotower.training.progress import TrainProgress
 
 
 def progress(validation: dict[str, float] | None) -> TrainProgress:

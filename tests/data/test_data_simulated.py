@@ -31,7 +31,7 @@ def test_films_are_drawn_as_often_as_the_best_scores_say(world: World) -> None:
     count = 200_000
     moment = int(world.start_us + world.span_us // 2)
     ids = [str(number) for number in range(1, 31)]
-    probability = np.exp(world.best_scores(["7"], np.array([moment]), ids)[0].astype(np.float64))
+    probability = np.exp(world.best_scores(["7"], np.array([moment]), world.film_rows(ids))[0].astype(np.float64))
     drawn = world.draw(np.random.default_rng(0), np.full(count, 6), np.full(count, moment))
     share = np.bincount(drawn, minlength=30) / count
     assert probability.sum() == pytest.approx(1, abs=1e-5)
@@ -52,10 +52,10 @@ def test_the_best_scores_follow_from_the_formula() -> None:
         quality=np.zeros(4, np.float32),
         release_us=np.array([-1_000_000, 0, 150_000_000, 0]),
     )
-    at_middle = np.exp(world.best_scores(["1"], np.array([100_000_000]), ["1", "2", "3", "4"]))
+    at_middle = np.exp(world.best_scores(["1"], np.array([100_000_000]), np.arange(4)))
     assert at_middle[0].tolist() == pytest.approx([9 / 16, 3 / 16, 0, 1 / 4])
     # At the end the drift adds 2 * 1/2 to the first logit: 3e to 1; film 3 is out, so the weights are 3, 1, 5 of 9.
-    at_end = np.exp(world.best_scores(["1"], np.array([200_000_000]), ["4", "3"]))
+    at_end = np.exp(world.best_scores(["1"], np.array([200_000_000]), np.array([3, 2])))
     assert at_end[0].tolist() == pytest.approx([1 / (3 * np.e + 1), 3 * np.e / (3 * np.e + 1) * 5 / 9])
 
 
@@ -111,7 +111,7 @@ def test_knowing_the_tastes_pays_much_more_than_knowing_what_is_popular(tmp_path
     asked = np.random.default_rng(0).choice(np.arange(135_000, 150_000), 1_000, replace=False)
     users = table["user_id"].take(asked).to_pylist()
     moments = table["timestamp"].take(asked).cast("int64").to_numpy()
-    best = truth.best_scores(users, moments, [str(number) for number in range(1, 2_001)])
+    best = truth.best_scores(users, moments, np.arange(2_000))
     popular = np.bincount(item[:135_000], minlength=2_000)
 
     def ndcg(scores: np.ndarray) -> float:
@@ -172,4 +172,4 @@ def test_more_interactions_than_films_are_refused(tmp_path: Path) -> None:
 
 def test_an_id_from_elsewhere_is_refused(world: World) -> None:
     with pytest.raises(DataError, match="user ids 1 to 40"):
-        world.best_scores(["41"], np.array([0]), ["1"])
+        world.best_scores(["41"], np.array([0]), np.arange(1))

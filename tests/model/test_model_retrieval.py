@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.model.config import RetrievalConfig
-from twotower.model.joint import _absent, _reach, _seen
+from twotower.model.joint import _absent, _columns, _reach, _seen
 from twotower.model.network import Temperature
 from twotower.model.retrieval import AUTO_ALL_AT_MOST, Sample, retrieval_loss, takes_all
 
@@ -83,10 +83,9 @@ def test_cosine_contrast_takes_cosines_without_the_own_item() -> None:
 
 
 def test_what_a_user_met_marks_the_items_of_a_sample() -> None:
-    batch = {"met": jnp.array([[3, 1, -1], [-1, -1, -1]]), "probability": jnp.zeros(ITEMS)}
-    drawn = jnp.array([1, 2, 3, 1, 0])
-    assert _seen(batch, drawn).tolist() == [[True, False, True, True, False], [False] * 5]
-    assert _seen(batch, drawn, queries=1).tolist() == [[True, False, True, True, False]]
+    met, drawn = jnp.array([[3, 1, -1], [-1, -1, -1]]), jnp.array([1, 2, 3, 1, 0])
+    columns = _columns({"probability": jnp.zeros(ITEMS)}, drawn)
+    assert _seen(met, drawn, columns=columns).tolist() == [[True, False, True, True, False], [False] * 5]
 
 
 def test_what_nobody_had_met_by_then_is_marked() -> None:

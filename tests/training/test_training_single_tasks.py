@@ -14,8 +14,9 @@ from twotower.errors import RecipeError, TrainingError
 from twotower.model.config import LabelConfig, ModelConfig, RankingConfig, RetrievalConfig
 from twotower.recipe import Recipe
 from twotower.training.config import TrainConfig
+from twotower.training.progress import Trained
 from twotower.training.single_tasks import directory_of, refuse_head_start, single_tasks
-from twotower.training.train import Trained, build_model, train
+from twotower.training.train import build_model, train
 from twotower.training.validation import Validator
 
 MET = LabelConfig(name="met", kind="listwise", weight=0.2)

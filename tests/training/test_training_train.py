@@ -17,7 +17,8 @@ from twotower.data.split import TEST, SplitDataset, load_split
 from twotower.errors import DataError, RecipeError, TrainingError
 from twotower.model.config import LabelConfig, RankingConfig
 from twotower.recipe import Recipe
-from twotower.training.train import Trained, TrainProgress, build_model, train
+from twotower.training.progress import Trained, TrainProgress
+from twotower.training.train import build_model, train
 
 
 class StoppedError(Exception):

@@ -17,11 +17,13 @@ from twotower.data.schema import HistoryFeature, IdFeature, MultiCategoryFeature
 from twotower.data.sources.simulated import SimulatedConfig
 from twotower.data.split import SplitConfig, SplitDataset, load_split
 from twotower.model.config import LabelConfig, ModelConfig, RankingConfig, RetrievalConfig, TowerConfig
-from twotower.model.joint import JointModel
+from twotower.model.joint import JointModel, _columns
+from twotower.training.alarms import allowed_items
 from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner
+from twotower.training.progress import Trained
 from twotower.training.step import Stepper, decayed
-from twotower.training.train import Trained, allowed_items, build_model, train
+from twotower.training.train import build_model, train
 
 SEQUENCE = (SequenceFeature(kind="sequence", length=10, blocks=1),)
 ITEM = IdFeature(kind="id", column="item_id", dim=16)
@@ -180,7 +182,8 @@ def test_guessing_is_told_by_what_is_left_of_the_items(
     query = (HistoryFeature(kind="history", length=10, training=training),)
     model, arrays = build_model(replace(MODEL, query=query, retrieval=retrieval), dataset=dataset, seed=1)
     examples, batch = first_batch(stepper_of(model, arrays), arrays, seed=1)
-    left_out = model._left_out(batch, jnp.arange(len(arrays.appeared)))
+    everything = jnp.arange(len(arrays.appeared))
+    left_out = model._left_out(batch | {"columns": _columns(batch, everything)}, everything)
     kept: Any = len(arrays.appeared)
     if left_out is not None:  # The loss keeps an example's own item, marked or not.
         own = np.arange(len(arrays.appeared)) == np.asarray(batch["item"])[:, None]
@@ -234,7 +237,8 @@ def test_no_negative_is_an_item_that_nobody_had_met_by_then(dataset: SplitDatase
     model, arrays = build_model(config, dataset=dataset, seed=1)
     examples, batch = first_batch(stepper_of(model, arrays), arrays, seed=1)
     everything = np.arange(len(arrays.catalogue_row))
-    left_out = np.asarray(model._left_out(batch, jnp.asarray(everything)))
+    columns = _columns(batch, jnp.asarray(everything))
+    left_out = np.asarray(model._left_out(batch | {"columns": columns}, jnp.asarray(everything)))
     for example, row in zip(np.asarray(examples).tolist(), left_out, strict=True):
         by_then = arrays.item[arrays.second <= arrays.second[example]]
         met = arrays.met[arrays.first[example] : arrays.end[example]]

@@ -20,8 +20,9 @@ from twotower.model.joint import JointModel
 from twotower.model.network import WEIGHTS
 from twotower.model.task_weights import Balance
 from twotower.recipe import Recipe
+from twotower.training.progress import Trained
 from twotower.training.step import TrainState
-from twotower.training.train import Trained, build_model, train
+from twotower.training.train import build_model, train
 from twotower.training.validation import Validator
 from twotower.training.warm_start import carry_over, save_weights
 

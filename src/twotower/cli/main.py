@@ -22,6 +22,7 @@ from twotower.cli import (
     run,
     serve,
     steps,
+    tune,
     validate,
 )
 from twotower.errors import MissingExtraError, TwotowerError
@@ -43,6 +44,7 @@ EXTRA_OF = {
     "kfp_server_api": "pipeline",
     "kubernetes": "pipeline",
     "onnx": "train",
+    "optuna": "tune",
     "prometheus_client": "serve",
     "scipy": "train",
     "threadpoolctl": "train",
@@ -111,6 +113,7 @@ def main() -> None:
 for command in (
     init.init,
     run.run,
+    tune.tune,
     pipeline.pipeline,
     cluster.cluster,
     answers.recommend,

@@ -38,6 +38,12 @@ def registry_option(command: Command) -> Command:
     return click.option("--registry", required=True, metavar="ADDRESS", help=text)(command)
 
 
+def processes_option(command: Command) -> Command:
+    """How many workers train together on this machine."""
+    text = "Train by so many workers on this machine, each with its share of the tables and of every batch."
+    return click.option("--processes", type=click.IntRange(min=1), default=1, metavar="N", help=text)(command)
+
+
 def out(text: str) -> Callable[[Command], Command]:
     """The directory that the command writes; one that is there is replaced when the new one is complete."""
     return click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help=text)

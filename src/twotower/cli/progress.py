@@ -1,8 +1,10 @@
 """How far a long step is, on stderr: a bar on a terminal, a line an epoch elsewhere."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +12,11 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from twotower.training.train import TrainProgress
+    from twotower.training.progress import TrainProgress
 
 Watch = Callable[["TrainProgress | str"], None]
+LOG_TIME = "TWOTOWER_LOG_TIME"
+"""Environment variable: set, an epoch's line begins with its moment, for who reads the log by machine."""
 
 
 def tell(line: str) -> None:
@@ -21,8 +25,11 @@ def tell(line: str) -> None:
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """Something to hand to a step as its `watch`; told an empty text, it clears the bar."""
+def watching(is_telling: bool = True) -> Iterator[Watch]:
+    """Something to hand to a step as its `watch`; told an empty text, it clears the bar. May be silent."""
+    if not is_telling:
+        yield _say_nothing
+        return
     if not sys.stderr.isatty():
         yield _tell_epoch
         return
@@ -56,6 +63,11 @@ class _Bar:
             self._bar.console.print(progress.line(), highlight=False, markup=False)
 
 
+def _say_nothing(progress: "TrainProgress | str") -> None:
+    """For whoever another process speaks for."""
+
+
 def _tell_epoch(progress: "TrainProgress | str") -> None:
     if not isinstance(progress, str) and progress.validation is not None:
-        tell(progress.line())
+        moment = f"{datetime.now(UTC).isoformat()} " if os.environ.get(LOG_TIME) else ""
+        tell(moment + progress.line())

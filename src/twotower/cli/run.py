@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from twotower.cli.options import recipe_options
+from twotower.cli.options import processes_option, recipe_options
 from twotower.cli.progress import tell, watching
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ SHOWN = 10
 @recipe_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the run goes; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Let an interrupted training go on from its last checkpoint.")
-def run(recipe: "Recipe", out: Path | None, resume: bool) -> None:
+@processes_option
+def run(recipe: "Recipe", out: Path | None, resume: bool, processes: int) -> None:
     """Go the whole path: prepare, split, train, evaluate, index, bundle.
 
     RECIPE is a TOML file or the name of one that comes with twotower; without it, an invented world of films is the
@@ -39,9 +40,9 @@ def run(recipe: "Recipe", out: Path | None, resume: bool) -> None:
     from twotower import steps
 
     out = out or Path("runs") / recipe.name
-    with watching() as watch:
+    with watching(processes == 1) as watch:  # Several tell of themselves.
         started = time.monotonic()
-        for ran in steps.run(recipe, out=out, resume=resume, watch=watch):
+        for ran in steps.run(recipe, out=out, resume=resume, processes=processes, watch=watch):
             ended = time.monotonic()
             watch("")
             tell(f"{ran.step:<9} {f'{ended - started:.1f} s' if ran.is_fresh else 'up to date':<11} {ran.directory}")

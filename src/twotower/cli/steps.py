@@ -1,20 +1,24 @@
 """One command per step: each names its directories and calls the function of the same name in `twotower.steps`."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from twotower.cli.options import data_option, directory, optional_directory, out, recipe_options, registry_option
+from twotower.cli.options import (
+    data_option,
+    directory,
+    optional_directory,
+    out,
+    processes_option,
+    recipe_options,
+    registry_option,
+)
 from twotower.cli.progress import tell, watching
 
 if TYPE_CHECKING:
     from twotower.recipe import Recipe
-
-NODE = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes on each node of a job, from 0."""
 
 
 @click.command()
@@ -90,8 +94,9 @@ def split(recipe: "Recipe", prepared: Path, out: Path) -> None:
 @click.option("--split", required=True, metavar="DIR", help="What `split` wrote: a folder, or its address.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; ends in the same weights.")
 @click.option("--warm-start", metavar="DIR", help="An earlier model, or its address: its weights begin this one.")
+@processes_option
 @click.option("--out", required=True, metavar="DIR", help="Where the model goes: a folder, or an address.")
-def train(recipe: "Recipe", split: str, resume: bool, warm_start: str | None, out: str) -> None:
+def train(recipe: "Recipe", split: str, resume: bool, warm_start: str | None, processes: int, out: str) -> None:
     """Fit the joint model: two towers and the ranking head.
 
     With addresses (s3://, gs://) it reads and writes there, as on the nodes of a TrainJob; of several nodes the first
@@ -100,10 +105,29 @@ def train(recipe: "Recipe", split: str, resume: bool, warm_start: str | None, ou
     \b
     Example:
       twotower train recipe.toml --split runs/first/split --out runs/first/model
+      twotower train recipe.toml --split runs/first/split --processes 4 --out runs/first/model
     """
-    from twotower import steps, storage
+    from twotower.training.launch import as_worker, launch_training
 
-    with watching() as watch, tempfile.TemporaryDirectory(prefix="twotower-") as scratch:
+    if processes > 1:
+        from twotower.recipe import recipe_toml
+
+        launch_training(
+            recipe_toml(recipe), split=split, out=out, processes=processes, resume=resume, warm_start=warm_start
+        )
+    else:
+        with as_worker():
+            _train(recipe, split=split, resume=resume, warm_start=warm_start, out=out)
+    click.echo(out)
+
+
+def _train(recipe: "Recipe", *, split: str, resume: bool, warm_start: str | None, out: str) -> None:
+    """Train in this process, alone or as one of several."""
+    from twotower.training.distributed import is_first, joined
+
+    with joined(), tempfile.TemporaryDirectory(prefix="twotower-") as scratch, watching(is_first()) as watch:
+        from twotower import steps, storage
+
         target = Path(scratch) / "model" if storage.is_address(out) else Path(out)
         steps.train(
             recipe,
@@ -113,9 +137,8 @@ def train(recipe: "Recipe", split: str, resume: bool, warm_start: str | None, ou
             warm_start=None if warm_start is None else _here(warm_start, Path(scratch) / "start"),
             watch=watch,
         )
-        if storage.is_address(out) and os.environ.get(NODE, "0") == "0":
+        if storage.is_address(out) and is_first():
             storage.upload(target, out)
-    click.echo(out)
 
 
 def _here(place: str, copy: Path) -> Path:

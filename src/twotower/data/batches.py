@@ -3,7 +3,7 @@
 `gather_history` runs on NumPy and on JAX alike, so that a query is put together by the same lines wherever it is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twotower.data.examples import Rows, Shared
 from twotower.data.feature_encoders import DAY, PADDING, SECOND, Inputs
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.histories import UserLog
+from twotower.data.pieces import rows_of
 from twotower.data.split import TRAIN, SplitDataset
 from twotower.data.trends import Trends
-from twotower.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,75 +169,19 @@ class TrainingArrays:
         Raises:
             DataError: the train part is empty, holds no positive, or spans more than 68 years.
         """
+        shared = Shared.build(dataset, features)
         train = np.flatnonzero(dataset.part == TRAIN)
-        positive = dataset.positive[train]
-        if not positive.any():
-            raise DataError(f"train part: {len(train)} interactions, none positive. Loosen prepare.positives.")
-        catalogue_row, item = np.unique(dataset.item[train], return_inverse=True)
-        people, user = np.unique(dataset.user[train], return_inverse=True)
-        log = dataset.user_log(TRAIN, positives_only=True)
-        arrays = QueryArrays.build(dataset, features, log=log)
-        first, end = log.before(dataset.user[train], dataset.timestamp[train])
-        if dataset.metadata.get("protocol") == "last_out":
-            end = _by_order(dataset, train, end=end)
-        history = HistoryArrays.from_log(log, features=features, item_ids=dataset.item_ids)
-        columns = [label[train] for label in labels]
-        origin = _origin(dataset.timestamp[train] // SECOND)
-        trends = Trends.build(
-            dataset.item[train][positive],
-            dataset.timestamp[train][positive] // SECOND,
-            items=len(dataset.item_ids),
+        rows = Rows(
+            user=dataset.user[train],
+            item=dataset.item[train],
+            timestamp=dataset.timestamp[train],
+            positive=dataset.positive[train],
+            labels=[label[train] for label in labels],
+            context=rows_of(dataset.context, train),
         )
-        second = (dataset.timestamp[train] // SECOND - origin).astype(np.int32)
-        appeared = np.full(len(catalogue_row), np.iinfo(np.int32).max, np.int32)
-        np.minimum.at(appeared, item, second)
-        place_of = np.full(len(dataset.item_ids), PADDING, np.int32)
-        place_of[catalogue_row] = np.arange(len(catalogue_row))
-        return cls(
-            users={key: values[people] for key, values in arrays.users.items()},
-            context={key: values[train] for key, values in arrays.context.items()},
-            items=features.candidate_inputs(dataset.items.take(catalogue_row)),
-            user=user.astype(np.int32),
-            item=item.astype(np.int32),
-            second=second,
-            first=first.astype(np.int32),
-            end=end.astype(np.int32),
-            last=log.start[dataset.user[train] + 1].astype(np.int32),
-            history_rows=history.rows,
-            history_seconds=(history.seconds - origin).astype(np.int32),
-            met=place_of[log.item],
-            trends=trends,
-            snapshot=trends.snapshot_at(dataset.timestamp[train] // SECOND),
-            labels=np.stack(columns, axis=1) if columns else np.zeros((len(train), 0), np.float32),
-            positive=positive.astype(np.float32),
-            appeared=appeared,
-            probability=(np.bincount(item, minlength=len(catalogue_row)) / len(item)).astype(np.float32),
-            catalogue_row=catalogue_row.astype(np.int32),
-        )
+        return cls.of(shared, shared.examples_of(rows))
 
-
-def _by_order(dataset: SplitDataset, train: NDArray[np.int64], *, end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`[n]` where each example's history ends if order alone counts, as in the protocol that takes the last one out.
-
-    A positive ends its own history, so that of several at one instant each sees those before it, in the order of the
-    file. The others see what is strictly earlier: `end`.
-    """
-    positives = train[dataset.positive[train]]
-    order = np.lexsort((dataset.timestamp[positives], dataset.user[positives]))
-    place = np.empty(len(positives), np.int64)
-    place[order] = np.arange(len(positives))
-    found = end.copy()
-    found[dataset.positive[train]] = place
-    return found
-
-
-def _origin(seconds: NDArray[np.int64]) -> int:
-    """The first of the seconds, from which four bytes reach every other."""
-    first, last = int(seconds.min()), int(seconds.max())
-    if last - first >= 2**31:
-        years = [np.datetime64(moment, "s").astype("datetime64[Y]") for moment in (first, last)]
-        raise DataError(
-            f"train part: interactions from {years[0]} to {years[1]} span more than 68 years. "
-            "Mend the timestamps, or drop the rows by prepare.filter."
-        )
-    return first
+    @classmethod
+    def of(cls, shared: Shared, examples: Mapping[str, Any]) -> "TrainingArrays":
+        """Put together what belongs to users and items and what `Shared.examples_of` gives."""
+        return cls(**shared.fields(), **examples)

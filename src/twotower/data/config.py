@@ -88,6 +88,12 @@ class PrepareConfig:
 
     __pydantic_config__ = STRICT
 
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What computes: DuckDB in this process, or Spark, for a log that outgrows one machine."""
+    spark_master: str = "local[*]"
+    """Master URL, with engine = "spark"; `local[*]` is this machine."""
+    spark_settings: dict[str, str] = field(default_factory=dict)
+    """Spark's own settings, with engine = "spark", as in `{"spark.driver.memory" = "8g"}`."""
     source: Source = "simulated"
     """Where the tables come from; `files` and `simulated` have a section of their own below."""
     data_dir: str | None = None

@@ -1,12 +1,12 @@
-"""The DuckDB session in which the Ibis expressions of the preparation run.
+"""The DuckDB session: reads what users have, and is the engine of the preparation unless the recipe names another.
 
-Expressions are written in Ibis and compiled for DuckDB here, so that no other file knows the engine. The session lives
-in a file of its own, not in memory: a log larger than the machine's memory is sorted and counted on disk.
+Expressions are written in Ibis and compiled for DuckDB here. The session lives in a file of its own, not in memory: a
+log larger than the machine's memory is sorted and counted on disk.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,39 @@ import pyarrow as pa
 
 from twotower.errors import DataError
 
+_FUNCTIONS = {
+    "twotower_number(x)": "TRY_CAST(x AS DOUBLE)",
+    "twotower_moment(x)": "TRY_CAST(x AS TIMESTAMPTZ)::TIMESTAMP",
+    "twotower_moment_at(x)": "make_timestamp(x)",
+    "twotower_fraction_id(x)": "x::VARCHAR",
+}
+"""The functions of `engine.py`."""
+
 
 class Database:
-    """Tables by name, and the expressions over them."""
+    """Tables by name, and the expressions over them; see `Engine`."""
 
     def __init__(self, path: Path) -> None:
         self._connection = duckdb.connect(str(path))
         # One zone everywhere: a table without one is taken as UTC, never as the machine's.
         self._connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        # Half of the machine's memory; what wants more is worked on in the session's file.
+        self._connection.execute("SET memory_limit = '50%'")
+        for head, body in _FUNCTIONS.items():
+            self._connection.execute(f"CREATE TEMP MACRO {head} AS {body}")
+
+    @property
+    def local(self) -> "Database":
+        return self
+
+    def take(self, name: str) -> ir.Table:
+        return self.table(name)
+
+    def load(self, name: str, path: Path) -> ir.Table:
+        return self.create(name, f"SELECT * FROM read_parquet({literal(str(path))})")
+
+    def spread_parquet(self, name: str, place: str) -> None:
+        """DuckDB reads them by SQL, as it does all else."""
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one SQL statement of ours and fetch its rows."""
@@ -51,6 +76,16 @@ class Database:
             self.execute(f"CREATE OR REPLACE TABLE {quote(name)} AS {sql}")
         return self.table(name)
 
+    def keep(self, name: str, condition: str, *, of: str) -> ir.Table:
+        return self.create(name, f"SELECT * FROM {quote(of)} WHERE ({condition})")
+
+    def compute(self, name: str, column: str, expression: str) -> ir.Table:
+        return self.create(name, f"SELECT *, {expression} AS {quote(column)} FROM {quote(name)}")
+
+    def types(self, name: str) -> dict[str, str]:
+        """Column -> DuckDB's name of its type."""
+        return {row[0]: row[1] for row in self.execute(f"DESCRIBE SELECT * FROM {quote(name)}")}
+
     def rows(self, expression: ir.Table) -> list[tuple[Any, ...]]:
         """What the expression gives, as Python values: for a few rows."""
         return self.execute(compile_sql(expression))
@@ -62,6 +97,9 @@ class Database:
     def batches(self, expression: ir.Table) -> pa.RecordBatchReader:
         """What the expression gives, in Arrow batches: for any number of rows."""
         return self._connection.sql(compile_sql(expression)).to_arrow_reader(131_072)
+
+    def faults_told(self, where: str, advice: str) -> AbstractContextManager[None]:
+        return faults_told(where, advice)
 
     def close(self) -> None:
         """End the session; its file may be removed then."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import ibis
 import ibis.expr.types as ir
 
-from twotower.data.database import Database
+from twotower.data.engine import Engine
 from twotower.data.interactions import RawData, string_id
 from twotower.data.tables import INPUT_ROW
 from twotower.errors import RecipeError
@@ -15,17 +15,17 @@ from twotower.errors import RecipeError
 _FIRST_MET, _PLACE = "twotower_first_met", "twotower_place"
 
 
-def find_faults(database: Database, raw: RawData) -> Iterator[str]:
+def find_faults(engine: Engine, raw: RawData) -> Iterator[str]:
     """Tell what in the users and items tables cannot be used, one line each."""
     for table, key, noun in ((raw.users, "user_id", "users"), (raw.items, "item_id", "items")):
         if table is not None:
-            yield from _table_faults(database, table, key=key, where=f"{raw.name} ({noun} table)")
+            yield from _table_faults(engine, table, key=key, where=f"{raw.name} ({noun} table)")
 
 
-def _table_faults(database: Database, table: ir.Table, *, key: str, where: str) -> Iterator[str]:
+def _table_faults(engine: Engine, table: ir.Table, *, key: str, where: str) -> Iterator[str]:
     missing = table.filter(table[key].isnull())
-    if count := database.count(missing):
-        row = database.rows(missing.aggregate(row=missing[INPUT_ROW].min()))[0][0]
+    if count := engine.count(missing):
+        row = engine.rows(missing.aggregate(row=missing[INPUT_ROW].min()))[0][0]
         yield f"{where}: {count} rows have no {key} (first is row {row}). Fill it in, or remove them."
     counted = (
         table.filter(table[key].notnull())
@@ -33,23 +33,23 @@ def _table_faults(database: Database, table: ir.Table, *, key: str, where: str) 
         .aggregate(count=lambda t: t.count(), row=lambda t: t[INPUT_ROW].min())
     )
     repeated = counted.filter(counted["count"] > 1)
-    if total := database.count(repeated):
-        first = ", ".join(str(row[0]) for row in database.rows(repeated.order_by("row").limit(3)))
+    if total := engine.count(repeated):
+        first = ", ".join(str(row[0]) for row in engine.rows(repeated.order_by("row").limit(3)))
         yield f"{where}: {total} ids stand in more than one row (first: {first}). Keep one row per {key}."
 
 
-def find_unknown_items(database: Database, raw: RawData, table: ir.Table) -> Iterator[str]:
+def find_unknown_items(engine: Engine, raw: RawData, table: ir.Table) -> Iterator[str]:
     """Tell of interactions whose item is not in the items table."""
     unknown = table.anti_join(raw.items, "item_id").group_by("item_id").aggregate(row=lambda t: t[INPUT_ROW].min())
-    if count := database.count(unknown):
-        first = ", ".join(str(row[0]) for row in database.rows(unknown.order_by("row").limit(3)))
+    if count := engine.count(unknown):
+        first = ", ".join(str(row[0]) for row in engine.rows(unknown.order_by("row").limit(3)))
         yield (
             f"{raw.name}: {count} item ids are not in the items table (first: {first}). "
             "Add them, or set prepare.unknown_items = 'drop' or 'keep'."
         )
 
 
-def name_items_by(database: Database, raw: RawData, column: str) -> RawData:
+def name_items_by(engine: Engine, raw: RawData, column: str) -> RawData:
     """The same data with items named by another column: of the items that share a value the first stands for all.
 
     Raises:
@@ -67,8 +67,8 @@ def name_items_by(database: Database, raw: RawData, column: str) -> RawData:
     first = raw.items.mutate(**{_PLACE: place}).filter(lambda table: table[_PLACE] == 0).drop(_PLACE)
     return replace(
         raw,
-        interactions=database.create("named_interactions", renamed),
-        items=database.create("named_items", first.mutate(item_id=first[column].cast("string"))),
+        interactions=engine.create("named_interactions", renamed),
+        items=engine.create("named_items", first.mutate(item_id=first[column].cast("string"))),
     )
 
 

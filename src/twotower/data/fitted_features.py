@@ -25,6 +25,7 @@ from twotower.data.feature_encoders import (
     seconds,
     split_values,
 )
+from twotower.data.pieces import count_rows, span_of
 from twotower.data.schema import (
     CandidateFeature,
     CategoryFeature,
@@ -149,11 +150,8 @@ def fit_features(
             kind, two features that read the history, or one without an `id` feature on `item_id` to embed it by.
         DataError: an embedding that is not as wide as its feature says, in whatever part.
     """
-    train = dataset.part == TRAIN
-    users = dataset.users.take(np.unique(dataset.user[train]))
-    items = dataset.items.take(np.unique(dataset.item[train]))
-    context = dataset.context.filter(pa.array(train)) if dataset.context.num_columns else dataset.context
-    moments = pa.array(dataset.timestamp[train])
+    users = dataset.users.take(np.flatnonzero(count_rows(dataset, TRAIN, by="user")))
+    items = dataset.items.take(np.flatnonzero(count_rows(dataset, TRAIN, by="item")))
     single = [feature for feature in query if not isinstance(feature, HistoryFeature | SequenceFeature)]
     histories = [feature for feature in query if isinstance(feature, HistoryFeature | SequenceFeature)]
     user_columns = tuple(feature.column for feature in single if feature.column in users.column_names)
@@ -164,14 +162,19 @@ def fit_features(
     _refuse_other_widths(candidate, dataset.items)
     _refuse_other_widths(single, dataset.users, dataset.context)
 
-    def query_values(column: str) -> Any:
-        if column in user_columns:
-            return users[column]
-        return moments if column == "timestamp" else _existing(context, column, where="users table or context")
+    def query_values(feature: CandidateFeature) -> Any:
+        if feature.column in user_columns:
+            return users[feature.column]
+        if feature.column == "timestamp":
+            # The ends tell all that is fitted on moments, and take no memory where the log is long.
+            ends = isinstance(feature, TimestampFeature)
+            return pa.array(span_of(dataset, TRAIN) if ends else dataset.timestamp[dataset.part == TRAIN])
+        column = _existing(dataset.context, feature.column, where="users table or context")
+        return column.filter(pa.array(dataset.part == TRAIN))
 
     candidates = tuple(_fit(feature, _existing(items, feature.column, where="items table")) for feature in candidate)
     return FittedFeatures(
-        query=tuple(_fit(feature, query_values(feature.column)) for feature in single),
+        query=tuple(_fit(feature, query_values(feature)) for feature in single),
         candidate=candidates,
         history=HistoryEncoder(histories[0], item_vocabulary(candidates)) if histories else None,
         user_columns=user_columns,

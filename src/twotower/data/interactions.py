@@ -11,7 +11,7 @@ import ibis
 import ibis.expr.types as ir
 
 from twotower.data.config import TimestampFormat
-from twotower.data.database import Database
+from twotower.data.engine import Engine, id_from_fraction, moment_at, moment_from_text, number_from_text
 from twotower.data.tables import INPUT_ROW
 from twotower.errors import DataError
 
@@ -50,28 +50,28 @@ def require_columns(where: str, found: Sequence[str], *, needed: Sequence[str], 
             raise DataError(f"{where}: no column {column!r}; there are {there}. {advice}")
 
 
-def typed(database: Database, raw: RawData) -> ir.Table:
+def typed(engine: Engine, raw: RawData) -> ir.Table:
     """The interactions with canonical types; null wherever a value cannot be read as its type.
 
     Ids become strings and empty ids null; labels become numbers, and NaN and the infinities null.
     """
     table = raw.interactions
     ids = {name: string_id(table[name]) for name in ("user_id", "item_id")}
-    labels = {name: _finite(table[name].try_cast("float64")) for name in raw.labels}
-    moment = _moment(table["timestamp"], timestamp_format(database, raw))
+    labels = {name: _number(table[name]) for name in raw.labels}
+    moment = _moment(table["timestamp"], timestamp_format(engine, raw))
     return table.mutate(**ids, timestamp=moment, **labels)
 
 
-def timestamp_format(database: Database, raw: RawData) -> str:
+def timestamp_format(engine: Engine, raw: RawData) -> str:
     """How the timestamp column is to be read: "s", "ms", "us", "iso", or "moment" where it is one already."""
     column = raw.interactions["timestamp"]
     if column.type().is_temporal():
         return "moment"
     if raw.timestamp_format != "auto":
         return raw.timestamp_format
-    number = _finite(column.try_cast("float64"))
+    number = _number(column)
     summary = raw.interactions.aggregate(size=number.abs().approx_median(), numbers=number.count(), all=column.count())
-    (size, numbers, everything) = database.rows(summary)[0]
+    (size, numbers, everything) = engine.rows(summary)[0]
     if not numbers or numbers < everything / 2:
         return "iso"
     return "s" if size < 1e11 else "ms" if size < 1e14 else "us"  # 1e11 s is the year 5138; 1e11 ms is 1973.
@@ -82,53 +82,59 @@ def string_id(column: ir.Column) -> ir.Column:
     text = column.cast("string")
     if column.type().is_floating():
         whole = (column == column.floor()) & (column.abs() < 2**53)
-        text = ibis.ifelse(column.isnan(), None, ibis.ifelse(whole, column.try_cast("int64").cast("string"), text))
+        text = ibis.ifelse(whole, column.try_cast("int64").cast("string"), id_from_fraction(column))
+        text = ibis.ifelse(column.isnan(), None, text)
     return text.nullif("")
 
 
-def _finite(column: ir.Column) -> ir.Column:
-    return ibis.ifelse(column.isnan() | column.isinf(), None, column)
+def _number(column: ir.Column) -> ir.Column:
+    """The column as numbers; null where it holds none, NaN or an infinity."""
+    number = number_from_text(column) if column.type().is_string() else column.try_cast("float64")
+    return ibis.ifelse(number.abs() < float("inf"), number, None)  # NaN is above all numbers, in SQL.
 
 
 def _moment(column: ir.Column, how: str) -> ir.Column:
     """Timestamps in microseconds, UTC, without a zone; null where unreadable or outside of the years 1900 to 2200."""
     if how in ("moment", "iso"):
-        moment = column.try_cast("timestamp('UTC')").cast("timestamp(6)")
+        if column.type().is_temporal():
+            moment = column.try_cast("timestamp('UTC')").cast("timestamp(6)")
+        else:
+            moment = moment_from_text(column.cast("string"))
         return ibis.ifelse(moment.between(ibis.timestamp("1900-01-01"), ibis.timestamp("2200-01-01")), moment, None)
-    number = column.try_cast("float64") * _MICROSECONDS[how]
+    number = _number(column) * _MICROSECONDS[how]
     within = number.between(_EARLIEST_US, _LATEST_US)
     microseconds = ibis.ifelse(within, number, None).round().cast("int64")
-    return (ibis.timestamp("1970-01-01") + microseconds.as_interval("us")).cast("timestamp(6)")
+    return moment_at(microseconds)
 
 
-def find_faults(database: Database, raw: RawData, table: ir.Table, *, missing_labels: str) -> Iterator[str]:
+def find_faults(engine: Engine, raw: RawData, table: ir.Table, *, missing_labels: str) -> Iterator[str]:
     """Tell what in the `typed` table cannot be used, one line each, the gravest first."""
-    if not database.count(table.limit(1)):
+    if not engine.count(table.limit(1)):
         yield f"{raw.name}: no interactions. Check that the right file is named, and that it holds more than a header."
         return
     for name in ("user_id", "item_id"):
-        for count, row in _count_and_first(database, table.filter(table[name].isnull())):
+        for count, row in _count_and_first(engine, table.filter(table[name].isnull())):
             yield f"{raw.name}: {count} interactions have no {name} (first in row {row}). Fill it in, or remove them."
     moment = "moment between 1900 and 2200"
-    yield from _unreadable(database, raw, table, name="timestamp", expected=moment, advice=_TIMESTAMP_ADVICE)
+    yield from _unreadable(engine, raw, table, name="timestamp", expected=moment, advice=_TIMESTAMP_ADVICE)
     for name in raw.labels:
         advice = "Mend it, or do not list it as a label."
-        yield from _unreadable(database, raw, table, name=name, expected="number", advice=advice)
+        yield from _unreadable(engine, raw, table, name=name, expected="number", advice=advice)
         if missing_labels == "error":
-            yield from _missing_labels(database, raw, table, name=name)
+            yield from _missing_labels(engine, raw, table, name=name)
     users = [
-        user for (user,) in database.rows(table.select("user_id").filter(table.user_id.notnull()).distinct().limit(2))
+        user for (user,) in engine.rows(table.select("user_id").filter(table.user_id.notnull()).distinct().limit(2))
     ]
     if len(users) == 1:
         yield f"{raw.name}: only one user ({users[0]}). Taste is learned from several; check the user column."
 
 
-def find_duplicates(database: Database, raw: RawData, table: ir.Table) -> Iterator[str]:
+def find_duplicates(engine: Engine, raw: RawData, table: ir.Table) -> Iterator[str]:
     """Tell of users who met an item more than once."""
     pairs = table.group_by("user_id", "item_id").aggregate(count=lambda t: t.count(), row=lambda t: t[INPUT_ROW].max())
     pairs = pairs.filter(pairs["count"] > 1)
-    if count := database.count(pairs):
-        row = database.rows(pairs.aggregate(row=pairs["row"].min()))[0][0]
+    if count := engine.count(pairs):
+        row = engine.rows(pairs.aggregate(row=pairs["row"].min()))[0][0]
         yield (
             f"{raw.name}: {count} pairs of user and item stand in more than one row (one of them in row {row}). "
             "Remove the repeats, or set prepare.duplicates = 'keep_first', 'keep_last' or 'keep'."
@@ -139,31 +145,31 @@ _TIMESTAMP_ADVICE = "Mend it, or name the format: prepare.files.timestamp_format
 
 
 def _unreadable(
-    database: Database, raw: RawData, table: ir.Table, *, name: str, expected: str, advice: str
+    engine: Engine, raw: RawData, table: ir.Table, *, name: str, expected: str, advice: str
 ) -> Iterator[str]:
     """Tell of values that were there before typing and are not after it."""
     text = raw.interactions[name].cast("string")
     missing = text.nullif("").isnull() | text.lower().isin(_NO_NUMBER)
     original = raw.interactions.select(INPUT_ROW, text=text).filter(~missing if name in raw.labels else True)
     original = original.semi_join(table.filter(table[name].isnull()), INPUT_ROW)
-    for count, row in _count_and_first(database, original):
-        value = database.rows(original.filter(original[INPUT_ROW] == row).select("text"))[0][0]
+    for count, row in _count_and_first(engine, original):
+        value = engine.rows(original.filter(original[INPUT_ROW] == row).select("text"))[0][0]
         yield f"{raw.name}: {name} of row {row} is {value or ''!r}, not a {expected} ({count} such rows). {advice}"
 
 
 _NO_NUMBER = ("nan", "inf", "-inf", "infinity", "-infinity")
 
 
-def _missing_labels(database: Database, raw: RawData, table: ir.Table, *, name: str) -> Iterator[str]:
-    for count, row in _count_and_first(database, table.filter(table[name].isnull())):
+def _missing_labels(engine: Engine, raw: RawData, table: ir.Table, *, name: str) -> Iterator[str]:
+    for count, row in _count_and_first(engine, table.filter(table[name].isnull())):
         yield (
             f"{raw.name}: {count} interactions have no {name}, or NaN (first in row {row}). "
             "Fill it in, or set prepare.missing_labels = 'keep' to learn it from the others alone."
         )
 
 
-def _count_and_first(database: Database, table: ir.Table) -> Iterator[tuple[int, int]]:
+def _count_and_first(engine: Engine, table: ir.Table) -> Iterator[tuple[int, int]]:
     """Once the number of rows and the first one's place, or nothing where there are none."""
-    count, row = database.rows(table.aggregate(count=table.count(), row=table[INPUT_ROW].min()))[0]
+    count, row = engine.rows(table.aggregate(count=table.count(), row=table[INPUT_ROW].min()))[0]
     if count:
         yield count, row

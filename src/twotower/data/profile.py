@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from twotower.data import prepare as preparation
 from twotower.data.config import PrepareConfig
-from twotower.data.database import Database, open_database
+from twotower.data.engine import Engine, open_engine
 from twotower.data.interactions import RawData
 from twotower.data.tables import INPUT_ROW
 from twotower.errors import TwotowerError
@@ -58,33 +58,33 @@ def profile(config: PrepareConfig, *, seed: int = 0, raw_from: Path | None = Non
         seed: For the simulated world, where it has none of its own.
         raw_from: What `fetch` wrote; without, the recipe's source is read.
     """
-    with tempfile.TemporaryDirectory(prefix="twotower-") as scratch, open_database() as database:
+    with tempfile.TemporaryDirectory(prefix="twotower-") as scratch, open_engine(config) as engine:
         try:
-            raw = preparation.open_raw(database, config, seed=seed, out=Path(scratch), raw_from=raw_from)
+            raw = preparation.open_raw(engine, config, seed=seed, out=Path(scratch), raw_from=raw_from)
         except TwotowerError as fault:
             return Profile(source=config.source, figures={}, missing={}, faults=(str(fault),), counts={})
-        faults = list(preparation.find_faults(database, raw, config))
-        missing = dict(_missing(database, raw))
+        faults = list(preparation.find_faults(engine, raw, config))
+        missing = dict(_missing(engine, raw))
         if not faults:
             try:
-                preparation.select(database, raw, config)
+                preparation.select(engine, raw, config)
             except TwotowerError as fault:
                 faults.append(str(fault))
-        figures = {} if faults else _figures(database, raw)
-        counts = {} if faults else dict(_value_counts(database, raw))
+        figures = {} if faults else _figures(engine, raw)
+        counts = {} if faults else dict(_value_counts(engine, raw))
         return Profile(source=raw.name, figures=figures, missing=missing, faults=tuple(faults), counts=counts)
 
 
-def _figures(database: Database, raw: RawData) -> dict[str, float | int | str]:
-    table = database.table("interactions")
-    per_user, per_item = _counts(database, table, "user_id"), _counts(database, table, "item_id")
-    catalogue = len(per_item) if raw.items is None else max(len(per_item), database.count(raw.items))
-    pairs = database.count(table.select("user_id", "item_id").distinct())
-    rows = database.count(table)
-    first, last = database.rows(table.aggregate(first=table["timestamp"].min(), last=table["timestamp"].max()))[0]
+def _figures(engine: Engine, raw: RawData) -> dict[str, float | int | str]:
+    table = engine.table("interactions")
+    per_user, per_item = _counts(engine, table, "user_id"), _counts(engine, table, "item_id")
+    catalogue = len(per_item) if raw.items is None else max(len(per_item), engine.count(raw.items))
+    pairs = engine.count(table.select("user_id", "item_id").distinct())
+    rows = engine.count(table)
+    first, last = engine.rows(table.aggregate(first=table["timestamp"].min(), last=table["timestamp"].max()))[0]
     figures: dict[str, float | int | str] = {
         "interactions": rows,
-        "positive interactions": database.count(table.filter(table["positive"])),
+        "positive interactions": engine.count(table.filter(table["positive"])),
         "users": len(per_user),
         "items met": len(per_item),
         "items in the catalogue": catalogue,
@@ -100,7 +100,7 @@ def _figures(database: Database, raw: RawData) -> dict[str, float | int | str]:
     figures["share of the most met 10 % of items"] = _share_of_top(per_item, 0.1)
     figures["inequality of items (Gini)"] = gini(per_item)
     for name in raw.labels:
-        for statistic, value in _label(database, table, name).items():
+        for statistic, value in _label(engine, table, name).items():
             figures[f"{name}, {statistic}"] = value
     return figures
 
@@ -115,10 +115,10 @@ def gini(counts: NDArray[np.int64]) -> float:
     return float(((2 * place - len(counts) - 1) * counts).sum() / (len(counts) * counts.sum()))
 
 
-def _counts(database: Database, table: ir.Table, key: str) -> NDArray[np.int64]:
+def _counts(engine: Engine, table: ir.Table, key: str) -> NDArray[np.int64]:
     """Interactions of each user or item, ascending."""
     counted = table.group_by(key).aggregate(met=table.count()).select("met").order_by("met")
-    return np.asarray(database.batches(counted).read_all()["met"].to_numpy(), np.int64)
+    return np.asarray(engine.batches(counted).read_all()["met"].to_numpy(), np.int64)
 
 
 def _spread(counts: NDArray[np.int64]) -> dict[str, float | int]:
@@ -135,18 +135,18 @@ def _share_of_top(counts: NDArray[np.int64], share: float) -> float:
     return float(counts[-top:].sum() / counts.sum())
 
 
-def _label(database: Database, table: ir.Table, name: str) -> dict[str, float]:
+def _label(engine: Engine, table: ir.Table, name: str) -> dict[str, float]:
     column = table[name]
     summary = table.aggregate(least=column.min(), mean=column.mean(), most=column.max())
-    return dict(zip(("least", "mean", "most"), database.rows(summary)[0], strict=True))
+    return dict(zip(("least", "mean", "most"), engine.rows(summary)[0], strict=True))
 
 
-def _value_counts(database: Database, raw: RawData) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+def _value_counts(engine: Engine, raw: RawData) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """Interactions over the log's span in equal parts, and by value of each label that has few values."""
-    table = database.table("interactions")
-    first, last = database.rows(table.aggregate(first=table["timestamp"].min(), last=table["timestamp"].max()))[0]
+    table = engine.table("interactions")
+    first, last = engine.rows(table.aggregate(first=table["timestamp"].min(), last=table["timestamp"].max()))[0]
     width = max((last - first) / SPANS, timedelta(microseconds=1))
-    seconds = database.batches(table.select("timestamp")).read_all()["timestamp"].to_numpy()
+    seconds = engine.batches(table.select("timestamp")).read_all()["timestamp"].to_numpy()
     edges = np.array([first + width * place for place in range(SPANS)], "datetime64[us]")
     found = np.searchsorted(edges, seconds.astype("datetime64[us]"), side="right") - 1
     counts = np.bincount(found, minlength=SPANS)
@@ -154,12 +154,12 @@ def _value_counts(database: Database, raw: RawData) -> Iterator[tuple[str, list[
     yield "Interactions over time", list(zip(days, counts.tolist(), strict=True))
     for name in raw.labels:
         grouped = table.group_by(name).aggregate(met=table.count()).order_by(name)
-        rows = database.rows(grouped.limit(FEW_VALUES + 1))
+        rows = engine.rows(grouped.limit(FEW_VALUES + 1))
         if len(rows) <= FEW_VALUES:
             yield f"Interactions by {name}", [("missing" if value is None else f"{value:g}", n) for value, n in rows]
 
 
-def _missing(database: Database, raw: RawData) -> Iterator[tuple[str, float]]:
+def _missing(engine: Engine, raw: RawData) -> Iterator[tuple[str, float]]:
     """The columns with gaps."""
     for name, table in (("interactions", raw.interactions), ("users", raw.users), ("items", raw.items)):
         if table is None:
@@ -169,7 +169,7 @@ def _missing(database: Database, raw: RawData) -> Iterator[tuple[str, float]]:
             rows=table.count(),
             **{f"gap_{column}": (table[column].cast("string").nullif("")).isnull().sum() for column in columns},
         )
-        rows, *counts = database.rows(gaps)[0]
+        rows, *counts = engine.rows(gaps)[0]
         yield from ((f"{name}.{column}", count / rows) for column, count in zip(columns, counts, strict=True) if count)
 
 

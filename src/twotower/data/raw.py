@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from twotower.artifact import verify
-from twotower.data.database import Database, literal
+from twotower.data.engine import Engine
 from twotower.data.interactions import RawData
-from twotower.data.tables import INTERACTIONS, ITEMS, USERS, WORLD, write_table
+from twotower.data.tables import INPUT_ROW, INTERACTIONS, ITEMS, USERS, WORLD, write_table
 
 KIND = "raw"
 
 
-def write_raw(database: Database, raw: RawData, *, out: Path) -> dict[str, Any]:
+def write_raw(engine: Engine, raw: RawData, *, out: Path) -> dict[str, Any]:
     """Write a source's tables as they are.
 
     Args:
@@ -24,10 +24,10 @@ def write_raw(database: Database, raw: RawData, *, out: Path) -> dict[str, Any]:
 
     Returns: what `read_raw` needs besides.
     """
-    rows = write_table(database.batches(raw.interactions), out / INTERACTIONS)
+    rows = write_table(engine.batches(raw.interactions.order_by(INPUT_ROW)), out / INTERACTIONS)
     for table, name in ((raw.users, USERS), (raw.items, ITEMS)):
         if table is not None:
-            write_table(database.batches(table), out / name)
+            write_table(engine.batches(table.order_by(INPUT_ROW)), out / name)
     return {
         "source": raw.name,
         "labels": list(raw.labels),
@@ -38,7 +38,7 @@ def write_raw(database: Database, raw: RawData, *, out: Path) -> dict[str, Any]:
     }
 
 
-def read_raw(database: Database, directory: Path, *, out: Path) -> RawData:
+def read_raw(engine: Engine, directory: Path, *, out: Path) -> RawData:
     """The tables that `write_raw` wrote; a simulated world's truth goes on into `out`.
 
     Raises:
@@ -46,9 +46,7 @@ def read_raw(database: Database, directory: Path, *, out: Path) -> RawData:
     """
     metadata = verify(directory, kind=KIND)["metadata"]
     tables = {
-        name: database.create(
-            f"raw_{name.removesuffix('.parquet')}", f"SELECT * FROM read_parquet({literal(str(directory / name))})"
-        )
+        name: engine.load(f"raw_{name.removesuffix('.parquet')}", directory / name)
         for name in (INTERACTIONS, USERS, ITEMS)
         if (directory / name).is_file()
     }

@@ -8,23 +8,21 @@ interactions: only for comparison with tutorials that do so. `given` takes the p
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.artifact import verify
+from twotower.data.columns import read_arrays, read_columns
 from twotower.data.config import SplitConfig
 from twotower.data.histories import UserLog
 from twotower.data.tables import GIVEN_PART, INTERACTIONS, ITEMS, PART, USERS, WORLD
 from twotower.errors import DataError, RecipeError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-
-_T = TypeVar("_T", bound=np.generic)
 
 _DEFAULT_TEST, _DEFAULT_VALIDATION = 0.1, 0.05
 
@@ -45,7 +43,7 @@ def split(config: SplitConfig, *, seed: int, prepared: Path, out: Path) -> dict[
         ArtifactError: `prepared` is not what `prepare` wrote, or damaged.
     """
     metadata = verify(prepared, kind="prepared")["metadata"]
-    log = _read_keys(prepared / INTERACTIONS)
+    log = _read_keys(prepared)
     part = assign_parts(config, log, generator=np.random.default_rng(seed))
     for name, number in (("train", TRAIN), ("test", TEST)):
         if not (log.positive & (part == number)).any():
@@ -67,9 +65,8 @@ class Log:
     """What the protocols look at: `n` interactions in the order of time."""
 
     user: NDArray[np.int32]
-    """`[n]` some number for each user."""
     item: NDArray[np.int32]
-    """`[n]` some number for each item."""
+    """`[n]` rows of the users and items tables."""
     timestamp: NDArray[np.int64]
     """`[n]` microseconds since 1970, not descending."""
     positive: NDArray[np.bool_]
@@ -168,19 +165,25 @@ def load_split(directory: Path) -> "SplitDataset":
     """
     metadata = verify(directory, kind="split")["metadata"]
     users, items = pq.read_table(directory / USERS), pq.read_table(directory / ITEMS)
-    table = pq.read_table(directory / INTERACTIONS, read_dictionary=["user_id", "item_id"])
+    columns = read_columns(
+        directory / INTERACTIONS,
+        user_ids=users["user_id"],
+        item_ids=items["item_id"],
+        labels=metadata["label_columns"],
+        context=metadata["context_columns"],
+    )
     return SplitDataset(
         user_ids=_strings(users["user_id"]),
         item_ids=_strings(items["item_id"]),
         users=users,
         items=items,
-        user=_rows(table["user_id"], users["user_id"]),
-        item=_rows(table["item_id"], items["item_id"]),
-        timestamp=_numbers(table["timestamp"].cast(pa.int64()), np.int64),
-        positive=_numbers(table["positive"], np.bool_),
-        part=_numbers(table[PART], np.int8),
-        labels={name: _numbers(table[name], np.float32) for name in metadata["label_columns"]},
-        context=table.select(metadata["context_columns"]),
+        user=columns.user,
+        item=columns.item,
+        timestamp=columns.timestamp,
+        positive=columns.positive,
+        part=columns.part,
+        labels=columns.labels,
+        context=columns.context,
         metadata=metadata,
         directory=directory,
     )
@@ -221,6 +224,8 @@ class SplitDataset:
     """`protocol` ("time", "last_out", "random", "given"), `title_column`, `source`, and what else the step kept."""
     directory: Path | None = None
     """Where it was read from; a simulated world lies there too."""
+    whole: "SplitDataset | None" = None
+    """What this was narrowed from, where it holds some users' interactions only: popularity is counted there."""
 
     def user_log(self, *parts: int, positives_only: bool = False) -> UserLog:
         """The interactions of the parts named, by user and time."""
@@ -230,17 +235,20 @@ class SplitDataset:
         return UserLog.from_columns(self.user[keep], self.item[keep], self.timestamp[keep], users=len(self.user_ids))
 
 
-def _read_keys(path: Path) -> Log:
+def _read_keys(prepared: Path) -> Log:
     """The few columns that decide an interaction's part."""
-    names = set(pq.read_schema(path).names)
-    columns = ["user_id", "item_id", "timestamp", "positive", *([GIVEN_PART] if GIVEN_PART in names else [])]
-    table = pq.read_table(path, columns=columns, read_dictionary=["user_id", "item_id"])
+    path = prepared / INTERACTIONS
+    types = {"user_id": np.int32, "item_id": np.int32, "timestamp": np.int64, "positive": np.bool_}
+    given = {GIVEN_PART: np.int8} if GIVEN_PART in pq.read_schema(path).names else {}
+    tables = {"user_id": prepared / USERS, "item_id": prepared / ITEMS}
+    ids = {name: pq.read_table(table, columns=[name])[name] for name, table in tables.items()}
+    found = read_arrays(path, types | given, ids=ids)
     return Log(
-        user=_codes(table["user_id"]),
-        item=_codes(table["item_id"]),
-        timestamp=_numbers(table["timestamp"].cast(pa.int64()), np.int64),
-        positive=_numbers(table["positive"], np.bool_),
-        given=_numbers(table[GIVEN_PART], np.int8) if GIVEN_PART in names else None,
+        user=found["user_id"],
+        item=found["item_id"],
+        timestamp=found["timestamp"],
+        positive=found["positive"],
+        given=found.get(GIVEN_PART),
     )
 
 
@@ -260,37 +268,17 @@ def _write_parts(source: Path, part: NDArray[np.int8], *, target: Path) -> None:
 def _counts(log: Log, part: NDArray[np.int8]) -> dict[str, int]:
     """How large each part is, and how many of the test users are known from before."""
     counts = {}
+    users, items = (
+        {number: np.bincount(column[part == number], minlength=1 + int(column.max())) > 0 for number in range(3)}
+        for column in (log.user, log.item)
+    )
     for name, number in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
-        chosen = part == number
-        counts[f"{name}_interactions"] = int(chosen.sum())
-        counts[f"{name}_users"] = len(np.unique(log.user[chosen]))
-        counts[f"{name}_items"] = len(np.unique(log.item[chosen]))
-    tested, before = part == TEST, part != TEST
-    counts["test_users_met_before"] = len(np.intersect1d(log.user[tested], log.user[before]))
-    counts["test_items_met_before"] = len(np.intersect1d(log.item[tested], log.item[before]))
+        counts[f"{name}_interactions"] = int((part == number).sum())
+        counts[f"{name}_users"] = int(users[number].sum())
+        counts[f"{name}_items"] = int(items[number].sum())
+    for name, met in (("users", users), ("items", items)):
+        counts[f"test_{name}_met_before"] = int((met[TEST] & (met[TRAIN] | met[VALIDATION])).sum())
     return counts
-
-
-def _dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """One dictionary for the whole column."""
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    combined = encoded.unify_dictionaries().combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
-
-
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int32]:
-    return np.asarray(_dictionary(column).indices, np.int32)
-
-
-def _rows(column: pa.ChunkedArray, ids: pa.ChunkedArray) -> NDArray[np.int32]:
-    """The place in `ids` of each value of the column."""
-    encoded = _dictionary(column)
-    places = pc.index_in(encoded.dictionary, value_set=ids.combine_chunks())
-    return np.asarray(places.take(encoded.indices), np.int32)
-
-
-def _numbers(column: pa.ChunkedArray, dtype: type[_T]) -> NDArray[_T]:
-    return np.asarray(column.to_numpy(), dtype)
 
 
 def _strings(column: pa.ChunkedArray) -> NDArray[np.object_]:

@@ -5,6 +5,7 @@ complete strictly before it, so that nothing of its own moment or of later ones 
 and on JAX alike.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -78,22 +79,42 @@ class Trends:
             snapshots: Blocks at most.
             block: The block of an earlier log, for a longer one whose features have to mean the same.
         """
+        return cls.of_pieces([(item, second)], length=len(item), items=items, snapshots=snapshots, block=block)
+
+    @classmethod
+    def of_pieces(
+        cls,
+        pieces: Iterable[tuple[NDArray[np.int32], NDArray[np.int64]]],
+        *,
+        length: int,
+        items: int,
+        snapshots: int = SNAPSHOTS,
+        block: int | None = None,
+    ) -> "Trends":
+        """The same of a log that comes piece by piece, for one that does not fit the memory.
+
+        Args:
+            pieces: Items and seconds, as in `build`, one piece after the other.
+            length: `n`.
+            items: Size of the catalogue.
+            snapshots: Blocks at most.
+            block: The block of an earlier log.
+        """
         most = max(1, min(snapshots, CELLS // max(items, 1)))
-        size = block or max(1, -(-len(item) // most))
-        places, row, start = _edges(len(item), block=size)
-        first_second = np.full(items, _NEVER, np.int64)
-        np.minimum.at(first_second, item, second)
-        moment = np.array([second[place - 1] if place else _BEFORE_ALL for place in places[row]], np.int64)
-        origin = second[0] if len(second) else 0
+        size = block or max(1, -(-length // most))
+        places, row, start = _edges(length, block=size)
+        counted = _count(pieces, places, items=items)
+        moment = np.where(places[row] > 0, counted.second[row], _BEFORE_ALL)
+        met = counted.first_second < _NEVER
         arrays = TrendArrays(
-            counts=_counts(item, places, items=items),
+            counts=counted.counts,
             place=places.astype(np.float32),
             row=row,
             start=start,
-            day=((np.maximum(moment, origin) - origin) / DAY).astype(np.float32),
-            first_day=(np.where(first_second < _NEVER, first_second - origin, 0) / DAY).astype(np.float32),
+            day=((np.maximum(moment, counted.origin) - counted.origin) / DAY).astype(np.float32),
+            first_day=(np.where(met, counted.first_second - counted.origin, 0) / DAY).astype(np.float32),
         )
-        return cls(arrays=arrays, moment=moment, first_second=first_second, block=size)
+        return cls(arrays=arrays, moment=moment, first_second=counted.first_second, block=size)
 
     def snapshot_at(self, second: NDArray[np.int64]) -> NDArray[np.int32]:
         """`[q]` the last snapshot complete strictly before each moment, for `lookup`."""
@@ -163,11 +184,36 @@ def _edges(n: int, *, block: int) -> tuple[NDArray[np.int64], NDArray[np.int32],
     return places, row, start
 
 
-def _counts(item: NDArray[np.int32], places: NDArray[np.int64], *, items: int) -> NDArray[np.int32]:
+class _Counted(NamedTuple):
+    counts: NDArray[np.int32]
     """`[R, I]` interactions of each item before each place of the log."""
-    counts = np.zeros((len(places), items), np.int32)
-    done, running = 0, np.zeros(items, np.int64)
-    for row in np.argsort(places, kind="stable"):
-        running += np.bincount(item[done : places[row]], minlength=items)
-        counts[row], done = running, places[row]
-    return counts
+    second: NDArray[np.int64]
+    """`[R]` of the last interaction before each place."""
+    first_second: NDArray[np.int64]
+    """`[I]`"""
+    origin: int
+    """The log's first second."""
+
+
+def _count(
+    pieces: Iterable[tuple[NDArray[np.int32], NDArray[np.int64]]], places: NDArray[np.int64], *, items: int
+) -> _Counted:
+    """Go through the log once and note what was counted by each place."""
+    counts, moments = np.zeros((len(places), items), np.int32), np.zeros(len(places), np.int64)
+    first_second, running = np.full(items, _NEVER, np.int64), np.zeros(items, np.int64)
+    order, reached, done, origin = np.argsort(places, kind="stable"), 0, 0, 0
+    for item, second in pieces:
+        if not done and len(second):
+            origin = int(second[0])
+        np.minimum.at(first_second, item, second)
+        counted = 0
+        while reached < len(order) and places[order[reached]] <= done + len(item):
+            row = order[reached]
+            stop = int(places[row]) - done
+            running += np.bincount(item[counted:stop], minlength=items)
+            counts[row], counted, reached = running, stop, reached + 1
+            if stop:
+                moments[row] = second[stop - 1]
+        running += np.bincount(item[counted:], minlength=items)
+        done += len(item)
+    return _Counted(counts, moments, first_second, origin)

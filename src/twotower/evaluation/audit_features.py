@@ -26,6 +26,8 @@ from twotower.data.vocabulary import plain, texts
 
 ROWS = 10_000
 """Vectors looked at together: bounds the memory."""
+LOG_ROWS = 1_000_000
+"""Interactions looked at together, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ def vocabularies(dataset: SplitDataset, features: FittedFeatures) -> Check:
             return Check(name=name, passed=False, detail=detail)
         counted, values = counted + 1, values + encoder.vocabulary.size - 1
     if features.history is not None:
-        met = set(dataset.item_ids[np.unique(dataset.item[dataset.part == TRAIN])])
+        whole = dataset.whole or dataset
+        met = set(whole.item_ids[_in_train(whole, whole.item, rows=len(whole.item_ids))])
         strange = [value for value in features.history.items.values.to_pylist() if value not in met]
         if strange:
             detail = f"history: {len(strange):,} items that the train part does not hold (first: '{strange[0]}')"
@@ -138,19 +141,29 @@ def _fitted_on(dataset: SplitDataset, features: FittedFeatures) -> Iterator[tupl
 
     Users and items count once each, if the train part names them; context counts with every interaction of it.
     """
-    rows = np.flatnonzero(dataset.part == TRAIN)
-    users, items = (pa.array(sorted(set(column[rows].tolist()))) for column in (dataset.user, dataset.item))
+    dataset = dataset.whole or dataset
+    users = pa.array(_in_train(dataset, dataset.user, rows=len(dataset.user_ids)))
+    items = pa.array(_in_train(dataset, dataset.item, rows=len(dataset.item_ids)))
     for encoder in features.query:
         if encoder.column in features.user_columns:
             table, chosen = dataset.users, users
         elif encoder.column == "timestamp":
-            yield "query: timestamp", encoder, pa.chunked_array([pa.array(dataset.timestamp[rows])])
+            yield "query: timestamp", encoder, pa.chunked_array([pa.array(dataset.timestamp[dataset.part == TRAIN])])
             continue
         else:
-            table, chosen = dataset.context, pa.array(rows)
+            table, chosen = dataset.context, pa.array(np.flatnonzero(dataset.part == TRAIN))
         yield f"query: {encoder.key}", encoder, _taken(table, encoder.column, chosen)
     for encoder in features.candidate:
         yield f"candidate: {encoder.key}", encoder, _taken(dataset.items, encoder.column, items)
+
+
+def _in_train(dataset: SplitDataset, column: NDArray[np.int32], *, rows: int) -> NDArray[np.int64]:
+    """The users or the items that the train part names, ascending."""
+    there = np.zeros(rows, bool)
+    for start in range(0, len(column), LOG_ROWS):
+        piece = slice(start, start + LOG_ROWS)
+        there[column[piece][dataset.part[piece] == TRAIN]] = True
+    return np.flatnonzero(there)
 
 
 def _taken(table: pa.Table, column: str, chosen: pa.Array) -> Any:

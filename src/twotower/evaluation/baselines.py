@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
 
+from twotower.data.pieces import count_rows
 from twotower.data.split import TRAIN, SplitDataset
 from twotower.evaluation.contenders import Contender
 from twotower.evaluation.queries import Queries, expand
@@ -23,12 +24,12 @@ DENSE_ITEMS = 10_000
 
 def train_popularity(dataset: SplitDataset) -> NDArray[np.int64]:
     """`[I]` positive train interactions of each item."""
-    rows = (dataset.part == TRAIN) & dataset.positive
-    return np.bincount(dataset.item[rows], minlength=len(dataset.item_ids))
+    return count_rows(dataset.whole or dataset, TRAIN, by="item", positives_only=True)
 
 
 def train_matrix(dataset: SplitDataset) -> sparse.csr_array:
     """`[U, I]` 1 where a user met an item positively in the train part, in compressed rows."""
+    dataset = dataset.whole or dataset
     rows = (dataset.part == TRAIN) & dataset.positive
     shape = (len(dataset.user_ids), len(dataset.item_ids))
     ones = np.ones(int(rows.sum()), np.float32)
@@ -66,6 +67,7 @@ class RecentPopularity:
     @classmethod
     def of(cls, dataset: SplitDataset, *parts: int, window: int) -> "RecentPopularity":
         """The window moves over the parts named."""
+        dataset = dataset.whole or dataset
         rows = np.isin(dataset.part, parts) & dataset.positive
         return cls(
             item=dataset.item[rows], timestamp=dataset.timestamp[rows], items=len(dataset.item_ids), window=window

@@ -47,7 +47,8 @@ class Oracle:
 
     world: World
     user_ids: NDArray[np.object_]
-    item_ids: NDArray[np.object_]
+    films: NDArray[np.int64]
+    """`[I]` row in the world of each item of the catalogue."""
     name: str = "oracle"
 
     @classmethod
@@ -56,9 +57,7 @@ class Oracle:
         world = World.load(dataset.directory) if dataset.directory is not None else None
         if world is None:
             return None
-        return cls(world=world, user_ids=dataset.user_ids, item_ids=dataset.item_ids)
+        return cls(world=world, user_ids=dataset.user_ids, films=world.film_rows(dataset.item_ids.tolist()))
 
     def score(self, queries: Queries) -> NDArray[np.float32]:
-        users = self.user_ids[queries.user].tolist()
-        scores = self.world.best_scores(users, queries.timestamp, self.item_ids.tolist())
-        return np.asarray(scores, np.float32)
+        return self.world.best_scores(self.user_ids[queries.user].tolist(), queries.timestamp, self.films)

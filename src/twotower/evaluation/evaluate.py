@@ -275,6 +275,7 @@ def _headline(protocol: dict[str, Any], ks: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _data(dataset: SplitDataset) -> dict[str, Any]:
+    dataset = dataset.whole or dataset
     train, test = dataset.part == TRAIN, dataset.part == TEST
     testers = np.unique(dataset.user[test & dataset.positive])
     return {

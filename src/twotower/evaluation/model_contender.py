@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from twotower.data.batches import QueryArrays
 from twotower.data.feature_encoders import SECOND, Inputs
 from twotower.data.histories import UserLog
+from twotower.data.pieces import trends_of
 from twotower.data.split import SplitDataset
 from twotower.data.trends import Trends, lookup
 from twotower.evaluation.queries import Queries
@@ -37,7 +38,7 @@ class ModelContender:
         self.candidates = in_blocks(model.embed_candidates, model.features.candidate_inputs(dataset.items))
         self.label_kinds = {label: kind for label, kind in model.labels.items() if label in dataset.labels}
         self._arrays: tuple[UserLog, QueryArrays] | None = None
-        self._fortunes: tuple[UserLog, Trends] | None = None
+        self._fortunes: tuple[tuple[int, ...], Trends] | None = None
         self._last: tuple[Queries, TowerOutput] | None = None
 
     def missing_columns(self) -> list[str]:
@@ -71,24 +72,18 @@ class ModelContender:
             yield self.model.rank_raw(
                 whole[start:stop],
                 self.candidates.ranking[asked],
-                trends=self._trends(queries.known_positives, queries.timestamp[start:stop], asked),
+                trends=self._trends(queries.known_parts, queries.timestamp[start:stop], asked),
             )
 
     def _trends(
-        self, log: UserLog, timestamp: NDArray[np.int64], candidates: NDArray[np.int32]
+        self, known: tuple[int, ...], timestamp: NDArray[np.int64], candidates: NDArray[np.int32]
     ) -> NDArray[np.float32] | None:
         """`[q, C, F]` how popular and how old the candidates were at each moment; None for a model that asks not."""
         if not self.model.trend_block:
             return None
-        if self._fortunes is None or self._fortunes[0] is not log:
-            order = np.argsort(log.timestamp, kind="stable")
-            trends = Trends.build(
-                log.item[order],
-                log.timestamp[order] // SECOND,
-                items=len(self.dataset.item_ids),
-                block=self.model.trend_block,
-            )
-            self._fortunes = (log, trends)
+        if self._fortunes is None or self._fortunes[0] != known:
+            whole = self.dataset.whole or self.dataset
+            self._fortunes = (known, trends_of(whole, *known, block=self.model.trend_block))
         trends = self._fortunes[1]
         return np.asarray(lookup(np, trends.arrays, trends.snapshot_at(timestamp // SECOND), candidates))
 

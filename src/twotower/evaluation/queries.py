@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.data.histories import UserLog
+from twotower.data.pieces import span_of
 from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 
 
@@ -34,6 +35,8 @@ class Queries:
     """Everything known, positive or not. What a query may see of it is strictly earlier than its moment."""
     known_positives: UserLog
     """What a history may hold."""
+    known_parts: tuple[int, ...]
+    """The parts that both are of."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -110,6 +113,7 @@ def static(dataset: SplitDataset, part: int = TEST) -> Queries:
         relevant_count=count.astype(np.int32),
         known=dataset.user_log(*known),
         known_positives=dataset.user_log(*known, positives_only=True),
+        known_parts=known,
     )
 
 
@@ -159,6 +163,7 @@ def _one_per_row(dataset: SplitDataset, rows: NDArray[np.int64], *, known: tuple
         relevant_count=np.ones(len(rows), np.int32),
         known=dataset.user_log(*known),
         known_positives=dataset.user_log(*known, positives_only=True),
+        known_parts=known,
     )
 
 
@@ -166,7 +171,7 @@ def _part_start(dataset: SplitDataset, part: int) -> int:
     cut = dataset.metadata.get("cut_us")
     if part == TEST and cut is not None:
         return int(cut)
-    return int(dataset.timestamp[dataset.part == part].min(initial=np.iinfo(np.int64).max))
+    return span_of(dataset.whole or dataset, part)[0]
 
 
 def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

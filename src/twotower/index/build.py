@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from twotower.index.contract import Index, checked_queries
 from twotower.index.exact import ExactIndex
 from twotower.index.graph import HnswIndex
 from twotower.index.inverted import IvfIndex
-from twotower.index.tune import kth_score, shares_found, tuned, widest
+from twotower.index.partitioned import SCANNED, ScannIndex, is_installed
+from twotower.index.tune import Listed, kth_score, shares_found, tuned, widest
 
 DESCRIPTION = "index.json"
-KINDS: dict[str, type[Index]] = {index.kind: index for index in (ExactIndex, IvfIndex, HnswIndex)}
+KINDS: dict[str, type[Index]] = {index.kind: index for index in (ExactIndex, IvfIndex, ScannIndex, HnswIndex)}
 """Every index, by the word for it."""
 
 DEPTHS = (10, 100)
@@ -84,11 +87,23 @@ def _approximate(
     is_small = len(exact.embeddings) < config.exact_below or not len(queries)
     if config.kind == ExactIndex.kind or (config.kind == "auto" and is_small):
         return None
-    index = IvfIndex.build(exact.embeddings)
+    lists = _lists(config, exact)
+    first = next(lists)
     if not len(queries):
-        return index
-    found = tuned(index, exact, queries=queries, depth=candidates, recall=config.recall)
-    return found or (None if config.kind == "auto" else index.reaching(widest(index, depth=candidates)))
+        return first
+    found = tuned(chain((first,), lists), exact, queries=queries, depth=candidates, recall=config.recall)
+    return found or (None if config.kind == "auto" else first.reaching(widest(first, depth=candidates)))
+
+
+def _lists(config: IndexConfig, exact: ExactIndex) -> Iterator[Listed]:
+    """The lists to choose from, each made when it is its turn: ScaNN's where `auto` finds it installed."""
+    is_worth_it = config.kind == "auto" and len(exact.embeddings) > SCANNED and is_installed()
+    if config.kind == ScannIndex.kind or is_worth_it:
+        yield ScannIndex.build(exact.embeddings)
+    else:
+        index = IvfIndex.build(exact.embeddings)
+        yield index
+        yield index.recoded("nibbles")
 
 
 def _chosen(config: IndexConfig, facts: dict[str, Any], built: list[Index]) -> Index:

@@ -63,8 +63,9 @@ def checked_queries(queries: NDArray[np.float32], k: int, *, dim: int) -> NDArra
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise RequestError(f"search: queries have shape {queries.shape}, the index holds embeddings of width {dim}.")
     checked = np.ascontiguousarray(queries, np.float32)
-    if len(wrong := np.flatnonzero(~np.isfinite(checked).all(axis=1))):
-        raise RequestError(f"search: query {wrong[0]} holds NaN or infinite values. Look at the features behind it.")
+    if not (finite := np.isfinite(checked)).all():
+        wrong = int(np.argmin(finite.all(axis=1)))
+        raise RequestError(f"search: query {wrong} holds NaN or infinite values. Look at the features behind it.")
     return checked
 
 

@@ -13,6 +13,11 @@ GROUP = 16
 BLOCK_SCORES = 1 << 22
 """Scores held at once, which bounds memory: 16 MiB of float32."""
 
+TOGETHER = 32
+"""Queries that are scored together, by parts of the items, where a block would hold fewer against all of them: the
+embeddings are then read from memory once for all these. Measured at a million items, 64 wide, on one core, for 1,000
+queries: 5.4 s without, 2.6 s so."""
+
 GATHERED = 0.1
 """Share of the items up to which those allowed are put together and scored alone. Measured at a million items, 64 wide,
 on one core: all take 13 ms, a tenth put together 7 ms, a half 40 ms."""
@@ -71,12 +76,31 @@ def _best_of(
     if k == 0:
         return rows, scores
     step = max(1, BLOCK_SCORES // len(embeddings))
+    if step < min(TOGETHER, len(queries)):
+        step = TOGETHER
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
-        whole = queries[block] @ embeddings.T
+        rows[block], scores[block] = _best_of_parts(embeddings, queries[block], k, barred=barred)
+    return rows, scores
+
+
+def _best_of_parts(
+    embeddings: NDArray[np.float32], queries: NDArray[np.float32], k: int, *, barred: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best `k` for a few queries, by parts of the items that bound memory; of equals, those of the first part."""
+    width = max(1, BLOCK_SCORES // len(queries))
+    rows, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    for start in range(0, len(embeddings), width):
+        part = queries @ embeddings[start : start + width].T
         if barred is not None:
-            np.copyto(whole, -np.inf, where=barred)
-        rows[block], scores[block] = best(whole, k)
+            np.copyto(part, -np.inf, where=barred[start : start + width])
+        columns, reached = best(part, min(k, part.shape[1]))
+        if start == 0:
+            rows, scores = columns, reached
+            continue
+        rows, scores = np.hstack([rows, columns + start]), np.hstack([scores, reached])
+        order, scores = best(scores, min(k, scores.shape[1]))
+        rows = np.take_along_axis(rows, order, axis=1)
     return rows, scores
 
 

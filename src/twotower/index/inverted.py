@@ -4,10 +4,8 @@ What is read are short codes of the embeddings; the best of them are scored agai
 stay on disk. A million items, 64 wide, take 25 to 85 MB of memory.
 """
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import faiss
 import numpy as np
@@ -16,14 +14,12 @@ from numpy.typing import NDArray
 from twotower.errors import ArtifactError
 from twotower.index.contract import EMBEDDINGS, checked_allowed, checked_embeddings, checked_queries, load_embeddings
 from twotower.index.exact import ExactIndex, best
+from twotower.index.reach import Codes, Reach
 from twotower.index.selector import selector
 
-LISTS, REACH = "lists.faiss", "reach.json"
+LISTS = "lists.faiss"
 
-Codes = Literal["bytes", "nibbles"]
-"""A byte for each number of an embedding, or half a byte for each two: read in a third of the time, and so coarse that
-many more of the best have to be scored again."""
-PADDED_TO = {"bytes": 16, "nibbles": 2}
+PADDED_TO: dict[Codes, int] = {"bytes": 16, "nibbles": 2}
 """The width is a multiple of it: what a register takes, or what shares a code."""
 
 FEWEST = 1024
@@ -45,26 +41,6 @@ SCANNED = 30_000
 scoring 20,000 takes .8 ms, 30,000 1.6 ms, 50,000 3.6 ms; a search among the last two 1.8 and 1.1 ms."""
 FEW = 4
 """Fewer items than so many times those to be scored again are all scored at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How far a search goes."""
-
-    depth: int
-    """The `k` for which the other two are meant; for a larger one, both grow with it."""
-    lists: int
-    """Lists read."""
-    rescored: int
-    """Items scored by their embeddings: the best by code."""
-
-    def of(self, k: int, *, share: float = 1.0) -> "Reach":
-        """The reach for the best `k` of a share of the items: they lie as far away as the best `k / share` of all."""
-        return Reach(
-            depth=k,
-            lists=int(np.ceil(self.lists * max(1.0, k / share / self.depth))),
-            rescored=int(np.ceil(self.rescored * max(1.0, k / self.depth))),
-        )
 
 
 class IvfIndex:
@@ -167,7 +143,7 @@ class IvfIndex:
         """Write `embeddings.npy`, `lists.faiss` with the codes, and `reach.json`."""
         self._exact.save(directory)
         faiss.write_index(self._lists, str(directory / LISTS))
-        (directory / REACH).write_text(json.dumps(asdict(self.reach)) + "\n", encoding="utf-8")
+        self.reach.save(directory)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -179,7 +155,7 @@ class IvfIndex:
         except RuntimeError as fault:
             reason = str(fault).splitlines()[0]
             raise ArtifactError(f"{path}: not readable ({reason}). Build the index again.") from fault
-        index = cls(embeddings, lists, reach=_load_reach(directory / REACH))
+        index = cls(embeddings, lists, reach=Reach.load(directory))
         if not _is_over(lists, embeddings):
             raise ArtifactError(f"{path}: not lists over {directory / EMBEDDINGS}. Build the index again.")
         return index
@@ -235,13 +211,3 @@ def _is_over(lists: Any, embeddings: NDArray[np.float32]) -> bool:
     items, dim = embeddings.shape
     is_close = 0 <= lists.d - dim < max(PADDED_TO.values())
     return bool(is_close and lists.ntotal == items and lists.quantizer.ntotal == lists.nlist)
-
-
-def _load_reach(path: Path) -> Reach:
-    try:
-        reach = Reach(**json.loads(path.read_text(encoding="utf-8")))
-        if not all(type(value) is int and value > 0 for value in asdict(reach).values()):
-            raise ValueError("a number that is not above 0")
-    except (OSError, ValueError, TypeError) as fault:
-        raise ArtifactError(f"{path}: not readable ({fault}). Build the index again.") from fault
-    return reach

@@ -1,6 +1,7 @@
 """One joint model: the network of both towers and the ranking head, and one weighted loss over both tasks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
+from twotower.model.blocks import count_blocks, sum_by_blocks
 from twotower.model.config import MET, RETRIEVAL, ModelConfig
 from twotower.model.encoders import table_shapes
 from twotower.model.losses import (
@@ -19,6 +21,7 @@ from twotower.model.losses import (
     sampled_cross_entropy,
     sampled_softmax,
     squared_error,
+    total_weight,
     weighted_mean,
 )
 from twotower.model.network import Call, Network
@@ -53,10 +56,10 @@ class Scored(NamedTuple):
     """`[B, R]` each query's own item."""
     negative: Array
     """`[C, R]` what all queries are compared with."""
+    scaled: Array
+    """`[B, D]` the queries' embeddings divided by the temperature: their products with others are logits."""
     own_logits: Array
     """`[B]`."""
-    logits: Array
-    """`[B, C]`."""
 
 
 class JointModel(Network):
@@ -144,9 +147,7 @@ class JointModel(Network):
         scored, sample = self._score(call, tables, batch)
         losses: dict[str, Array] = {}
         if RETRIEVAL in self.tasks:
-            config, logits = self.config.retrieval, scored.logits
-            each = retrieval_loss(config, positive=scored.own_logits, negative=logits, sample=sample)
-            losses[RETRIEVAL] = weighted_mean(each, batch["positive"])
+            losses[RETRIEVAL] = self._retrieval(scored, sample, batch=batch)
         if "ranking" in self.layers:
             losses |= self._ranking(call, scored, sample, batch=batch)
         if self.config.task_weights == "uncertainty":
@@ -157,7 +158,7 @@ class JointModel(Network):
         return total, (losses | {"loss": total}, states)
 
     def _score(self, call: Call, tables: Tables, batch: Mapping[str, Any]) -> tuple[Scored, Sample]:
-        """Both towers' outputs, and the logits of each query against its own item and the negatives."""
+        """Both towers' outputs, and the logit of each query's own item."""
         inputs, size = dict(batch["query"]), batch["labels"].shape[0]
         if "history" in self.layers:
             windows, (row, place) = batch["windows"], batch["window"]
@@ -175,26 +176,47 @@ class JointModel(Network):
             negative = jnp.concatenate([candidate[:in_batch], candidate[size:]])
             negative_item, positive = jnp.concatenate([item[:in_batch], item[size:]]), candidate[:size]
         dim = self.dim
-        logits = self.to_logits(call, query[:, :dim] @ negative[:, :dim].T)
-        if is_all:
-            own = jnp.take_along_axis(logits, item[:, None], axis=1)[:, 0]
-        else:
-            own = self.to_logits(call, jnp.sum(query[:, :dim] * positive[:, :dim], axis=1))
+        scaled = self.to_logits(call, query[:, :dim])
+        own = jnp.sum(scaled * positive[:, :dim], axis=1)
         sample = Sample(
             positive_item=item[:size],
             negative_item=negative_item,
-            seen=self._left_out(batch, negative_item),
+            seen=None,
             is_all=is_all,
             in_batch=in_batch,
             items=items,
             probability=batch["probability"],
         )
-        return Scored(query, memory, positive, negative, own, logits), sample
+        return Scored(query, memory, positive, negative, scaled, own), sample
+
+    def _retrieval(self, scored: Scored, sample: Sample, *, batch: Mapping[str, Any]) -> Array:
+        """The mean loss over the batch's positives, by blocks of queries."""
+        config, weight = self.config.retrieval, batch["positive"]
+        row_facts = {"positive_item": sample.positive_item, "weight": weight}
+        facts = {"negative_item": sample.negative_item, "probability": sample.probability}
+        if config.mask_positives:
+            row_facts["met"] = batch["met"]
+            facts["columns"] = _columns(batch, sample.negative_item)
+        if config.mask_absent:
+            row_facts["second"], facts["appeared"] = batch["second"], batch["appeared"]
+
+        def block_loss(rows: tuple[Array, Array], negative: Array, of_rows: dict[str, Array], of_all: Any) -> Array:
+            own, scaled = rows
+            names = {name: of_all[name] for name in ("negative_item", "probability")}
+            block = replace(sample, positive_item=of_rows["positive_item"], **names)
+            block = replace(block, seen=self._left_out(of_rows | of_all, block.negative_item))
+            each = retrieval_loss(config, positive=own, negative=scaled @ negative.T, sample=block)
+            return jnp.sum(each * of_rows["weight"])
+
+        blocks = count_blocks(len(weight), len(sample.negative_item))
+        rows, negative = (scored.own_logits, scored.scaled), scored.negative[:, : self.dim]
+        total = sum_by_blocks(block_loss, blocks, rows, negative, row_facts, facts)
+        return total / total_weight(weight)
 
     def _left_out(self, batch: Mapping[str, Any], items: Array) -> Array | None:
         """`[B, C]` which of the negatives retrieval leaves out; None for none."""
         config = self.config.retrieval
-        seen = _seen(batch, items) if config.mask_positives else None
+        seen = _seen(batch["met"], items, columns=batch["columns"]) if config.mask_positives else None
         if not config.mask_absent:
             return seen
         absent = _absent(batch, items)
@@ -228,19 +250,18 @@ class JointModel(Network):
         first = sample.in_batch  # Draws from the batch come by popularity: uniform ones stand for all items.
         items = sample.negative_item[first:]
         hit = sample.positive_item[:queries, None] == items[None, :]
-        hit |= _seen(batch, items, queries=queries)
+        hit |= _seen(batch["met"][:queries], items, columns=_columns(batch, items))
         if self.config.retrieval.mask_absent:
             hit |= _absent(batch, items)[:queries]
-        logits = jnp.where(hit, LEFT_OUT, jax.lax.stop_gradient(scored.logits[:queries, first:]))
+        scaled, negative = scored.scaled[:queries], scored.negative[first:]
+        logits = jax.lax.stop_gradient(scaled) @ jax.lax.stop_gradient(negative[:, : self.dim]).T
+        logits = jnp.where(hit, LEFT_OUT, logits)
         reach = _reach(config.candidates, drawn=logits.shape[1], items=sample.items, least=config.hard_negatives)
         best, hardest = jax.lax.top_k(logits, reach)
         columns = jax.random.permutation(batch["key"], reach)[: config.hard_negatives]
         hardest = hardest[:, columns]
-        chosen = jnp.concatenate([scored.positive[:queries, None], scored.negative[first:][hardest]], axis=1)
-        chosen_logits = jnp.concatenate(
-            [scored.own_logits[:queries, None], jnp.take_along_axis(scored.logits[:queries, first:], hardest, axis=1)],
-            axis=1,
-        )
+        chosen = jnp.concatenate([scored.positive[:queries, None], negative[hardest]], axis=1)
+        chosen_logits = jnp.sum(scaled[:, None] * chosen[..., : self.dim], axis=-1)
         chosen_items = jnp.concatenate([sample.positive_item[:queries, None], items[hardest]], axis=1)
         beside = self.beside(
             None if scored.memory is None else scored.memory[:queries],
@@ -274,28 +295,33 @@ def _absent(batch: Mapping[str, Any], items: Array) -> Array:
     return absent
 
 
-def _seen(batch: Mapping[str, Any], items: Array, *, queries: int | None = None) -> Array:
+def _columns(batch: Mapping[str, Any], items: Array) -> Array:
+    """`[T + 1]` each item's column among those asked about; all others, and what pads (-1), have the last."""
+    drawn = items.shape[0]
+    column = jnp.full(batch["probability"].shape[0] + 1, drawn, jnp.int32)
+    return column.at[items].set(jnp.arange(drawn, dtype=jnp.int32))
+
+
+def _seen(met: Array, items: Array, *, columns: Array) -> Array:
     """`[B, C]` whether the user had met each item: a server leaves out what was seen.
 
     Args:
-        batch: Holds `met`, `[B, L]` items that the user met, -1 where fewer; empty where nothing tells.
+        met: `[B, L]` items that the user met, -1 where fewer; empty where nothing tells.
         items: `[C]`.
-        queries: Only so many; by default all.
+        columns: Of these items, as `_columns` tells.
     """
-    met, drawn = batch["met"][:queries], items.shape[0]
-    # Each item's column among those asked about; all others, and what pads (-1), fall into the last, which none reads.
-    column = jnp.full(batch["probability"].shape[0] + 1, drawn, jnp.int32)
-    column = column.at[items].set(jnp.arange(drawn, dtype=jnp.int32))
-    marked = jnp.zeros((met.shape[0], drawn + 1), bool)
-    marked = marked.at[jnp.arange(met.shape[0])[:, None], column[met]].set(True)
-    return marked[:, column[items]]
+    # One column more than there are items, for what was not asked about; none reads it.
+    marked = jnp.zeros((met.shape[0], items.shape[0] + 1), bool)
+    marked = marked.at[jnp.arange(met.shape[0])[:, None], columns[met]].set(True)
+    return marked[:, columns[items]]
 
 
 def _draw_tables(shapes: Mapping[str, Sequence[int]], *, seed: int) -> Tables:
     """First embeddings: normal with deviation 0.05; zeros in row 0, which stands for what was never met."""
     tables = {}
     for place, (name, (rows, dim)) in enumerate(sorted(shapes.items())):
-        drawn = np.random.default_rng([seed, place]).standard_normal((rows, dim), np.float32) * 0.05
+        drawn = np.random.default_rng([seed, place]).standard_normal((rows, dim), np.float32)
+        drawn *= np.float32(0.05)  # In place, as a table may be most of the memory.
         drawn[0] = 0.0
         tables[name] = jnp.asarray(drawn)
     return tables

@@ -175,4 +175,9 @@ def binary_cross_entropy(logits: Array, label: Array) -> Array:
 
 def weighted_mean(values: Array, weights: Array) -> Array:
     """The mean under weights; 0 where all weights are 0, so that an empty batch moves nothing."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+    return jnp.sum(values * weights) / total_weight(weights)
+
+
+def total_weight(weights: Array) -> Array:
+    """The sum that a weighted mean divides by; above 0 even where all weights are 0."""
+    return jnp.maximum(jnp.sum(weights), 1e-9)

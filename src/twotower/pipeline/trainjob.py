@@ -2,7 +2,8 @@
 
 The API is trainer.kubeflow.org/v1alpha1. What only newer versions know (`runtimePatches`, from 2.2 on) is written only
 where it is asked for. Seen in kubeflow/trainer, pkg/apis/trainer/v1alpha1/trainjob_types.go and
-manifests/base/runtimes/jax_distributed.yaml: the runtime's job and its container are both called `node`.
+manifests/base/runtimes/jax_distributed.yaml: the runtime's job and its container are both called `node`. Each node is
+told its place among them by environment variables, which `training.distributed` reads.
 """
 
 import re

@@ -8,6 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from twotower.data.batches import TrainingArrays
+from twotower.model.config import RetrievalConfig
+
 LEAST_GAIN = 0.02
 """Share of `ln(candidates)` that the loss has to fall below it. At 1,000 candidates these are 0.14 nats: what was met
 is 1.15 times as likely as any other item. Where items are held against all others, a plain count is worth more (0.70
@@ -66,3 +71,29 @@ def popularity_alarms(metric: str, *, model: float, popularity: float) -> list[s
         "gains by this model. Look at model.retrieval (correction, temperature, item_bias), raise train.epochs or "
         "train.patience, and give model.query a history."
     ]
+
+
+WEIGHED = 1_000
+"""Examples at most that `allowed_items` looks at, evenly from all."""
+
+
+def allowed_items(arrays: TrainingArrays, config: RetrievalConfig, *, reads_others: bool) -> float:
+    """Among how many items, itself included, a positive stands on average, in the sense of its loss: exp(mean ln).
+
+    Args:
+        arrays: The train part, or a fair sample of it.
+        config: Says what is left out of the negatives.
+        reads_others: Whether what a user met later is left out with what came earlier.
+    """
+    stop = arrays.last if reads_others else arrays.end
+    examples = np.flatnonzero(arrays.positive)
+    logarithms = []
+    for example in examples[:: -(-len(examples) // WEIGHED)].tolist():
+        by_then = (
+            arrays.appeared <= arrays.second[example] if config.mask_absent else np.ones(len(arrays.appeared), bool)
+        )
+        if config.mask_positives:
+            by_then[arrays.met[arrays.first[example] : stop[example]]] = False
+        by_then[arrays.item[example]] = True
+        logarithms.append(np.log(by_then.sum()))
+    return float(np.exp(np.mean(logarithms)))

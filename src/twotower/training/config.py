@@ -39,6 +39,9 @@ class TrainConfig:
     """Steps in one compiled call."""
     checkpoint_steps: PositiveInt = 2_000
     """Steps between checkpoints; the end of each epoch has one as well."""
+    memory_rows: PositiveInt = 20_000_000
+    """Interactions of the train part in memory at a time, each about 100 bytes. A longer one is written to disk beside
+    the checkpoint and read in windows of half as many, in which examples are shuffled."""
     single_tasks: bool = False
     """Also train a model of retrieval alone and one of each label alone, so that the report tells what joining gains or
     costs. The time of a training for each of them; nothing serves them."""

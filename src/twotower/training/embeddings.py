@@ -3,6 +3,9 @@
 Tables stay outside automatic differentiation. `localise` gathers the rows that a batch names into a small table of
 its own; the loss is differentiated with respect to that one, which adds the gradients of equal ids up; `adagrad`
 scatters the update back. The cost of a step follows the batch, never the table.
+
+Equal ids find each other without being sorted: each writes its place in the batch into `owner`, one number for each row
+of the table, and reads back whose stands there. What earlier steps have left is lower than any place of this step.
 """
 
 from collections.abc import Mapping
@@ -20,35 +23,48 @@ class LocalRows:
     """The rows of one table that a batch reads."""
 
     rows: Array | None
-    """`[u]` their places in the table, filled up with the table's length; None where the table is taken whole."""
+    """`[u]` their places in the table, each row once, the table's length elsewhere; None where the table is taken
+    whole."""
     values: Array
     """`[u, dim]` what stands there."""
     inputs: dict[str, Array]
     """The batch's own inputs, now pointing into `values`; -1 still pads."""
+    owner: Array
+    """`[rows]` of the table, for the next step."""
 
 
-def localise(table: Array, inputs: Mapping[str, Array]) -> LocalRows:
+def new_owner(table: Array) -> Array:
+    """What `localise` takes at its first step: no row is anybody's."""
+    return jnp.full(table.shape[0], -1, jnp.int32)
+
+
+def localise(table: Array, inputs: Mapping[str, Array], *, owner: Array, step: int | Array) -> LocalRows:
     """Gather what the inputs name from a table.
 
-    A table with fewer rows than twice the ids in the batch is taken whole: its cost is bounded by the batch anyway, and
-    no ids need sorting.
+    A table with fewer rows than twice the ids in the batch is taken whole: its cost is bounded by the batch anyway.
 
     Args:
         table: `[rows, dim]`.
-        inputs: Arrays of row numbers, of any shape, -1 for padding.
+        inputs: Arrays of row numbers, of any shape, -1 for padding; the same shapes at each step.
+        owner: As the step before has left it, or `new_owner`.
+        step: Steps since `new_owner`; with this and the ids of a batch multiplied below 2^31.
     """
     count = sum(ids.size for ids in inputs.values())
     if table.shape[0] <= 2 * count:
-        return LocalRows(None, table, dict(inputs))
+        return LocalRows(None, table, dict(inputs), owner)
     flat = jnp.concatenate([ids.reshape(-1) for ids in inputs.values()])
-    padding = flat < 0
-    rows, place = jnp.unique(jnp.maximum(flat, 0), return_inverse=True, size=count, fill_value=table.shape[0])
-    place = jnp.where(padding, -1, place.reshape(-1))
+    padding, own, before = flat < 0, jnp.arange(count, dtype=jnp.int32), step * count
+    flat = jnp.maximum(flat, 0)
+    # The highest place, not just any: devices that hold the same numbers have to agree.
+    owner = owner.at[flat].max(before + own)
+    place = owner[flat] - before
+    rows = jnp.where(place == own, flat, table.shape[0])
+    values, place = table[flat], jnp.where(padding, -1, place)
     local, offset = {}, 0
     for name, ids in inputs.items():
         local[name] = place[offset : offset + ids.size].reshape(ids.shape)
         offset += ids.size
-    return LocalRows(rows, table.at[rows].get(mode="fill", fill_value=0.0), local)
+    return LocalRows(rows, values, local, owner)
 
 
 def new_accumulator(table: Array, kind: Accumulator) -> Array:

@@ -14,25 +14,39 @@ SLACK = 1.1
 class Planner:
     """Decides by the seed and the epoch's number which examples each step takes; every epoch has as many steps."""
 
-    def __init__(self, arrays: TrainingArrays, *, batch_size: int, sequence: SequenceFeature | None, seed: int) -> None:
+    def __init__(
+        self,
+        arrays: TrainingArrays,
+        *,
+        batch_size: int,
+        sequence: SequenceFeature | None,
+        seed: int | tuple[int, ...],
+        examples: int | None = None,
+        steps: int = 0,
+    ) -> None:
         """Count the steps of an epoch.
 
         Args:
-            arrays: The train part.
+            arrays: The train part, or the part of it that is in memory.
             batch_size: Examples a step at most.
             sequence: How histories are read in their order; None where examples stand by themselves.
             seed: Decides the order.
+            examples: How many of the arrays' examples there are, where the rest only fills them up.
+            steps: Steps of an epoch; 0 for as many as the examples fill.
         """
-        self.arrays, self.batch_size, self.sequence, self.seed = arrays, batch_size, sequence, seed
-        self.examples = len(arrays.item)
+        self.batch_size, self.sequence = batch_size, sequence
+        self.seed = seed if isinstance(seed, tuple) else (seed,)
+        self.examples = len(arrays.item) if examples is None else examples
+        read = (arrays.user, arrays.first, arrays.end) if sequence else ()
+        self.read = tuple(values[: self.examples] for values in read)
         self.windows = self._windows() if sequence else 0
-        self.steps = self.examples // batch_size if sequence is None else self._cover(0).steps
+        self.steps = steps or (self.examples // batch_size if sequence is None else self._cover(0).steps)
 
     def epoch(self, number: int) -> Plan:
         """The steps of one epoch."""
         if self.sequence is None:
-            order = self._generator(number).permutation(self.examples)[: self.steps * self.batch_size]
-            examples = order.reshape(self.steps, self.batch_size).astype(np.int32)
+            order = self._generator(number).permutation(np.arange(self.examples, dtype=np.int32))
+            examples = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
             none = np.zeros((self.steps, 0), np.int32)
             return Plan(examples, none, none, none)
         plan = self._cover(number)
@@ -42,11 +56,8 @@ class Planner:
 
     def _cover(self, number: int) -> Plan:
         assert self.sequence is not None
-        arrays = self.arrays
         found = plan_windows(
-            arrays.user,
-            arrays.first,
-            arrays.end,
+            *self.read,
             length=self.sequence.length,
             batch_size=self.batch_size,
             windows=self.windows,
@@ -57,11 +68,12 @@ class Planner:
     def _windows(self) -> int:
         """Windows a step: enough that examples, not windows, fill most steps."""
         assert self.sequence is not None
-        known = np.zeros(int(self.arrays.user.max()) + 1, np.int64)
-        np.maximum.at(known, self.arrays.user, self.arrays.end - self.arrays.first)
+        user, first, end = self.read
+        known = np.zeros(int(user.max()) + 1, np.int64)
+        np.maximum.at(known, user, end - first)
         length = self.sequence.length
         windows = np.where(known <= length, 1.0, known / length + 0.5).sum()
         return max(1, round(SLACK * self.batch_size * float(windows) / self.examples))
 
     def _generator(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, number])
+        return np.random.default_rng([*self.seed, number])

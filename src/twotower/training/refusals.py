@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from twotower.data.pieces import count_rows, pieces
 from twotower.data.schema import IdFeature, SequenceFeature
 from twotower.data.split import TRAIN, SplitDataset
 from twotower.errors import RecipeError
@@ -19,8 +20,7 @@ def refuse_bad_model(config: ModelConfig, *, dataset: SplitDataset) -> None:
     refuse_bad_loss(config)
     refuse_bad_weights(config)
     refuse_bad_widths(config)
-    met = np.bincount(dataset.item[dataset.part == TRAIN], minlength=len(dataset.item_ids))
-    refuse_bad_negatives(config, items=int(np.count_nonzero(met)))
+    refuse_bad_negatives(config, items=int(np.count_nonzero(count_rows(dataset, TRAIN, by="item"))))
 
 
 def refuse_bad_weights(config: ModelConfig) -> None:
@@ -67,10 +67,13 @@ def refuse_bad_labels(config: ModelConfig, *, dataset: SplitDataset) -> None:
                 f"Take binary or listwise for '{MET}', binary or regression for a column."
             )
         if label.kind == "binary" and label.name != MET:
-            values = dataset.labels[label.name]
-            if ((values < 0) | (values > 1)).any():
+            column = dataset.labels[label.name]
+            ends = np.array(
+                [end(column[piece]) for piece in pieces(len(column)) for end in (np.fmin.reduce, np.fmax.reduce)]
+            )
+            if ((ends < 0) | (ends > 1)).any():
                 raise RecipeError(
-                    f"{where}: '{label.name}' is binary, but holds values up to {np.nanmax(values):g}. "
+                    f"{where}: '{label.name}' is binary, but holds values up to {np.nanmax(ends):g}. "
                     "Take regression, or make a label of 0 and 1 by prepare.labels."
                 )
     if unknown := [name for name in ranking.order if name not in (*names, RETRIEVAL)]:

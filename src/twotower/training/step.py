@@ -16,13 +16,14 @@ from twotower.data.feature_encoders import DAY, PADDING
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.schema import IdFeature
 from twotower.data.trends import lookup
-from twotower.model.config import ModelConfig
+from twotower.model.config import MET, ModelConfig
 from twotower.model.encoders import ITEM_TABLE, lookups, sequence_of
 from twotower.model.joint import SHARED, JointModel, Tables, Weights
 from twotower.model.retrieval import takes_all
 from twotower.model.sampling import draw_uniform
 from twotower.model.task_weights import Balance, gradient_norms
-from twotower.training.embeddings import LocalRows, adagrad, localise, new_accumulator
+from twotower.training.distributed import by_rows, deal_examples, deal_rows, everywhere, replicate
+from twotower.training.embeddings import LocalRows, adagrad, localise, new_accumulator, new_owner
 
 GATHERED = (
     *("users", "context", "items", "user", "item", "second", "first", "end", "last", "history_rows", "history_seconds"),
@@ -69,6 +70,10 @@ class TrainState(NamedTuple):
     """What balanced weights remember."""
 
 
+BY_ROWS = frozenset({"tables", "accumulators"})
+"""Fields of `TrainState` that are dealt out by rows; the others are whole on every device."""
+
+
 class Stepper:
     """Compiled training steps for one model on one set of arrays."""
 
@@ -107,31 +112,36 @@ class Stepper:
         self.items = len(arrays.catalogue_row)
         self.is_all = model.has_negatives and takes_all(model.config.retrieval, items=self.items)
         self.uniform = model.config.retrieval.uniform_negatives if model.has_negatives else 0
+        asks = model.config.retrieval.mask_positives or MET in model.tasks
+        self.met_length = max(SEEN * asks, self.history_length * self.reads_others)
+        """Of what the user met, how much a step has to know; nothing where no loss asks."""
         self.hidden_ids = _hidden_ids(model.features)
         self.seed = seed
-        self.arrays = jax.device_put({name: getattr(arrays, name) for name in GATHERED})
-        self.arrays["trends"] = jax.device_put(arrays.trends.arrays)
-        self._run = jax.jit(self._scan, donate_argnums=0)
-        self._norms = jax.jit(self._gradient_norms)
+        self.arrays = replicate({name: getattr(arrays, name) for name in GATHERED} | {"trends": arrays.trends.arrays})
+        self._run = jax.jit(self._scan, donate_argnums=0, out_shardings=(_placed(), everywhere()))
+        self._norms = jax.jit(self._gradient_norms, out_shardings=everywhere())
 
     def start(self) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step; the model's tables are in it, and no longer in the model."""
         weights = self.model.weights()
         self.optimizer.build([weight for part in sorted(weights) for weight in self._variables(part)])
-        accumulators = {name: new_accumulator(table, self.accumulator) for name, table in self.model.tables.items()}
+        # One after the other, out of the model: only one table is there twice at any time.
+        tables = {name: deal_rows(self.model.tables.pop(name)) for name in list(self.model.tables)}
+        zeros = jax.jit(partial(new_accumulator, kind=self.accumulator), out_shardings=by_rows())
         state = TrainState(
             weights=weights,
-            tables=dict(self.model.tables),
+            tables={},
             states=self.model.states(),
-            accumulators=accumulators,
+            accumulators={},
             optimizer=[variable.value for variable in self.optimizer.variables],
             step=jnp.zeros((), jnp.int32),
             task_weights=jnp.asarray(static_weights(self.model.config)),
             balance=Balance.start(self.model.tasks),
         )
         # Copies: the arrays of a state are given up to the next call.
-        copied: TrainState = jax.tree.map(jnp.array, state)
-        return copied
+        copied: TrainState = replicate(jax.tree.map(np.array, state))
+        accumulators = {name: zeros(table) for name, table in tables.items()}
+        return copied._replace(tables=tables, accumulators=accumulators)
 
     def run(self, state: TrainState, plan: Plan) -> tuple[TrainState, dict[str, Array]]:
         """Take `s` steps in one compiled call; `state` is used up.
@@ -143,7 +153,7 @@ class Stepper:
         Returns:
             The state afterwards, and each loss as `[s]`.
         """
-        after: tuple[TrainState, dict[str, Array]] = self._run(state, jax.tree.map(jnp.asarray, plan), self.arrays)
+        after: tuple[TrainState, dict[str, Array]] = self._run(state, _dealt(plan), self.arrays)
         return after
 
     def gradient_norms(self, state: TrainState, plan: Plan) -> dict[str, float]:
@@ -151,13 +161,14 @@ class Stepper:
 
         Shared are the towers and the embedding tables; what only the ranking head has does not count.
         """
-        first = jax.tree.map(lambda values: jnp.asarray(values[0]), plan)
-        return {task: float(norm) for task, norm in self._norms(state, first, self.arrays).items()}
+        norms = self._norms(state, _dealt(plan.part(0, 1)), self.arrays)
+        return {task: float(norm) for task, norm in norms.items()}
 
     def _gradient_norms(self, state: TrainState, plan: Plan, arrays: Mapping[str, Any]) -> dict[str, Array]:
+        plan = Plan(*(values[0] for values in plan))
         batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
         batch["task_weights"] = state.task_weights
-        locals_ = self._localise(state.tables, batch)
+        locals_ = self._localise(state.tables, batch, owners=_new_owners(state), step=0)
         values = {name: local.values for name, local in locals_.items()}
 
         def task_losses(weights: Weights, rows: Tables) -> tuple[dict[str, Array], Weights]:
@@ -176,12 +187,18 @@ class Stepper:
         return list(self.model.layers[part].trainable_variables)
 
     def _scan(self, state: TrainState, plan: Plan, arrays: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
-        return jax.lax.scan(partial(self._step, arrays=arrays), state, plan)
+        numbers = jnp.arange(plan.steps, dtype=jnp.int32)
+        begin = state, _new_owners(state)
+        (state, _), losses = jax.lax.scan(partial(self._step, arrays=arrays), begin, (numbers, plan))
+        return state, losses
 
-    def _step(self, state: TrainState, plan: Plan, *, arrays: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+    def _step(
+        self, carried: tuple[TrainState, Tables], given: tuple[Array, Plan], *, arrays: Mapping[str, Any]
+    ) -> tuple[tuple[TrainState, Tables], dict[str, Array]]:
+        (state, owners), (number, plan) = carried, given
         batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
         batch["task_weights"] = state.task_weights
-        locals_ = self._localise(state.tables, batch)
+        locals_ = self._localise(state.tables, batch, owners=owners, step=number)
         values = {name: local.values for name, local in locals_.items()}
         (_, (losses, states)), (weight_gradients, row_gradients) = jax.value_and_grad(
             self.model.loss, argnums=(0, 1), has_aux=True
@@ -205,7 +222,7 @@ class Stepper:
             optimizer=optimizer,
             step=state.step + 1,
         )
-        return after, losses
+        return (after, {name: local.owner for name, local in locals_.items()}), losses
 
     def _gather(self, plan: Plan, arrays: Mapping[str, Any], *, key: Array) -> dict[str, Any]:
         """The batch that `JointModel.loss` takes; row numbers still point into the whole tables."""
@@ -217,8 +234,7 @@ class Stepper:
         end = arrays["last" if self.reads_others else "end"][examples]
         span = {"first": arrays["first"][examples], "end": end, "now": arrays["second"][examples]}
         log = arrays["history_rows"], arrays["history_seconds"]
-        places = max(SEEN, self.history_length) if self.reads_others else SEEN
-        met = gather_history(jnp, arrays["met"], log[1], **span, length=places)["history_items"]
+        met = gather_history(jnp, arrays["met"], log[1], **span, length=self.met_length)["history_items"]
         if self.history_length:
             length = max(self.model.memory_length, 1) if self.sequence else self.history_length
             query |= gather_history(jnp, *log, **span, length=length)
@@ -259,12 +275,15 @@ class Stepper:
             batch[tower][name] = jnp.where(hidden, 0, batch[tower][name])
         return batch
 
-    def _localise(self, tables: Tables, batch: dict[str, Any]) -> dict[str, LocalRows]:
+    def _localise(
+        self, tables: Tables, batch: dict[str, Any], *, owners: Tables, step: int | Array
+    ) -> dict[str, LocalRows]:
         """Gather every table's rows, and let the batch's inputs point into these instead."""
         found = {}
         for name, table in tables.items():
             uses = [(tower, key) for tower, keys in self.lookups.items() for key, used in keys.items() if used == name]
-            local = localise(table, {f"{tower}/{key}": batch[tower][key] for tower, key in uses})
+            ids = {f"{tower}/{key}": batch[tower][key] for tower, key in uses}
+            local = localise(table, ids, owner=owners[name], step=step)
             for tower, key in uses:
                 batch[tower][key] = local.inputs[f"{tower}/{key}"]
             found[name] = local
@@ -299,6 +318,23 @@ def draw_shown(key: Array, shape: tuple[int, ...]) -> Array:
     """
     share_key, item_key = jax.random.split(key)
     return jax.random.uniform(item_key, shape) < jax.random.uniform(share_key, (shape[0], 1))
+
+
+def _new_owners(state: TrainState) -> Tables:
+    """As every compiled call begins, and so no part of what a checkpoint holds."""
+    owners: Tables = jax.lax.with_sharding_constraint(jax.tree.map(new_owner, state.tables), everywhere())
+    return owners
+
+
+def _placed() -> TrainState:
+    """Where each field of a state lies."""
+    places: list[Any] = [by_rows() if field in BY_ROWS else everywhere() for field in TrainState._fields]
+    return TrainState(*places)
+
+
+def _dealt(plan: Plan) -> Plan:
+    """The plan with its examples dealt out to the devices."""
+    return Plan(*(deal_examples(np.asarray(values)) for values in plan))
 
 
 def static_weights(config: ModelConfig) -> NDArray[np.float32]:

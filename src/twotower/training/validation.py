@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,10 +23,13 @@ from twotower.evaluation.ranks import blocks, ranks_in_block, seen_items, silenc
 from twotower.model.config import MET, RETRIEVAL, LabelConfig
 from twotower.model.joint import JointModel
 from twotower.training.config import TrainConfig
+from twotower.training.distributed import agree, everywhere
 from twotower.training.step import TrainState
 
 BLOCK = 1024
-"""Queries scored at a time: bounds memory at `BLOCK` x items scores."""
+"""Rows that go through a layer at a time, and queries scored at a time at most."""
+SCORES = 32_000_000
+"""Scores held at a time: 128 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Validator:
         self.counts = counts
         self.model, self.queries, self.inputs, self.items, self.labels = model, queries, inputs, items, labels
         self.ks = {"recall": 100, "ndcg": 10}
-        self._embed = jax.jit(self._apply, static_argnames="part")
+        self._embed = jax.jit(self._apply, static_argnames="part", out_shardings=everywhere())
 
     @classmethod
     def build(
@@ -122,8 +125,14 @@ class Validator:
         found: dict[str, float] = {}
         if self.queries is not None:
             query = self._blockwise("query", self.inputs, state)
-            found |= self._judge(self.queries, self._ranks(self.queries, query[:, :dim], candidate[:, :dim]))
-        return found | {metric: self._label_metric(asked, state, candidate) for metric, asked in self.labels.items()}
+            found |= agree(partial(self._retrieval, query[:, :dim], candidate[:, :dim]))
+        of_labels = {metric: self._label_metric(asked, state, candidate) for metric, asked in self.labels.items()}
+        found |= agree(lambda: of_labels)
+        return found
+
+    def _retrieval(self, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, float]:
+        assert self.queries is not None
+        return self._judge(self.queries, self._ranks(self.queries, query, candidate))
 
     @cached_property
     def popularity(self) -> dict[str, float]:
@@ -147,7 +156,7 @@ class Validator:
 
     def _ranks(self, queries: Queries, query: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.int32]:
         parts = []
-        for start, stop in blocks(len(queries), BLOCK):
+        for start, stop in blocks(len(queries), max(1, min(BLOCK, SCORES // len(candidate)))):
             block = queries.take(start, stop)
             excluded = seen_items(block, items=len(candidate))
             scores = query[start:stop] @ candidate.T

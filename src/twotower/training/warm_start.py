@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from twotower.artifact import read_manifest, verify
 from twotower.data.feature_encoders import FeatureEncoder, MultiCategoryEncoder, VocabularyEncoder
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.split import TEST, SplitDataset
+from twotower.data.pieces import span_of
+from twotower.data.split import TEST, TRAIN, VALIDATION, SplitDataset
 from twotower.data.vocabulary import OUT_OF_VOCABULARY
 from twotower.errors import TrainingError
 from twotower.model.encoders import table_name
@@ -46,7 +47,7 @@ def save_weights(model: JointModel, directory: Path) -> None:
 
 def learned_until(dataset: SplitDataset) -> int:
     """The moment of the last interaction that training may learn from or be stopped by, in microseconds."""
-    return int(dataset.timestamp[dataset.part != TEST].max())
+    return span_of(dataset, TRAIN, VALIDATION)[1]
 
 
 def refuse_leak(directory: Path, *, dataset: SplitDataset, split: str) -> None:
@@ -65,7 +66,7 @@ def refuse_leak(directory: Path, *, dataset: SplitDataset, split: str) -> None:
     if metadata.get("split") == split:
         return
     by_time = dataset.metadata.get("protocol") == "time"
-    if not by_time or metadata.get("learned_until_us", np.inf) >= dataset.timestamp[dataset.part == TEST].min():
+    if not by_time or metadata.get("learned_until_us", np.inf) >= span_of(dataset, TEST)[0]:
         raise TrainingError(
             f"{directory}: this model may have learned from what is now the test part, so its successor would be "
             "judged too well. Start afresh, or split by time on a window that has moved on."

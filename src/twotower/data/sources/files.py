@@ -8,15 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
+from ibis.common.exceptions import IbisTypeError
 
 from twotower.data.config import FilesConfig
 from twotower.data.database import Database, faults_told, literal, quote
+from twotower.data.engine import Engine
 from twotower.data.interactions import RawData, require_columns, string_id
 from twotower.data.sources.recorded import conform_interactions, replace_items, with_text_ids
 from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_fault, typed_columns
 from twotower.data.tables import GIVEN_PART, INPUT_ROW, KEYS, RESERVED
 from twotower.errors import DataError, RecipeError
+from twotower.storage import is_address
 
 TABLES = ("interactions", "new_interactions", "validation", "test", "users", "items", "new_items")
 """Settings that name a table."""
@@ -25,7 +30,7 @@ _QUERY = re.compile(r"\s*(select|with|from|values)\s", re.IGNORECASE)
 _PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
 
 
-def read_files(database: Database, config: FilesConfig, *, data_dir: str | None) -> RawData:
+def read_files(engine: Engine, config: FilesConfig, *, data_dir: str | None) -> RawData:
     """The tables that the recipe names, their columns under our names.
 
     Raises:
@@ -36,19 +41,17 @@ def read_files(database: Database, config: FilesConfig, *, data_dir: str | None)
         raise RecipeError("prepare.files.interactions names no table. Give a file, a URI or a SQL query.")
     for name, uri in config.attach.items():
         with faults_told(f"prepare.files.attach.{name} = {uri!r}", "Give a database that DuckDB can attach."):
-            database.execute(f"ATTACH {literal(str(_local(uri, data_dir) or uri))} AS {quote(name)} (READ_ONLY)")
+            engine.local.execute(f"ATTACH {literal(str(_local(uri, data_dir) or uri))} AS {quote(name)} (READ_ONLY)")
     for name in (*config.labels, *config.context):
         if name in RESERVED:
             raise RecipeError(f"prepare.files: {name!r} is a name of ours. Map the column to another in columns.")
-    text = (*KEYS, *config.labels)
-    tables = {name: _stage(database, config, name, data_dir=data_dir, text=text) for name in _parts(config)}
-    interactions = _join_parts(database, config, tables)
-    users, items = (
-        _with_id(database, config, name, key=key, data_dir=data_dir)
-        for name, key in (("users", "user_id"), ("items", "item_id"))
-    )
+    interactions = _join_parts(engine, config, _staged_parts(engine, config, data_dir=data_dir))
+    users = _with_id(engine, config, "users", key="user_id", data_dir=data_dir)
     if config.new_items:
-        items = _with_new_items(database, config, items, data_dir=data_dir)
+        items = _with_id(engine.local, config, "items", key="item_id", data_dir=data_dir)
+        items = engine.take(_with_new_items(engine.local, config, items, data_dir=data_dir).get_name())
+    else:
+        items = _with_id(engine, config, "items", key="item_id", data_dir=data_dir)
     title = config.title or ("title" if items is not None and "title" in items.columns else None)
     if title is not None:
         found = () if items is None else items.columns
@@ -80,7 +83,10 @@ def local_files(config: FilesConfig, *, data_dir: str | None) -> dict[str, Path]
 
 def is_unseen(config: FilesConfig) -> bool:
     """Whether a table comes by a query from an address or a server, so that nobody can tell whether it changed."""
-    queries = [place for name in TABLES if _QUERY.match(place := getattr(config, name))]
+    places = [getattr(config, name) for name in TABLES]
+    queries = [place for place in places if _QUERY.match(place)]
+    if any("://" in place and not is_address(place) for place in places if place not in queries):  # hdfs://, s3a://
+        return True
     servers = [place for place in config.attach.values() if _local(place, None) is None or not Path(place).exists()]
     return bool(servers) or any("://" in query for query in queries)
 
@@ -92,27 +98,50 @@ def _parts(config: FilesConfig) -> list[str]:
     return ["interactions", *(name for name in ("new_interactions", "validation", "test") if getattr(config, name))]
 
 
-def _join_parts(database: Database, config: FilesConfig, tables: Mapping[str, ir.Table]) -> ir.Table:
+def _staged_parts(engine: Engine, config: FilesConfig, *, data_dir: str | None) -> dict[str, ir.Table]:
+    """The tables of interactions by the setting that names them; what a server recorded in the form of the others."""
+    names, text = _parts(config), (*KEYS, *config.labels)
+    if not config.new_interactions:
+        return {name: _stage(engine, config, name, data_dir=data_dir, text=text) for name in names}
+    here = {name: _stage(engine.local, config, name, data_dir=data_dir, text=text) for name in names}
+    here["new_interactions"] = _conformed(engine.local, config, here["interactions"])
+    return {name: engine.take(table.get_name()) for name, table in here.items()}
+
+
+def _join_parts(engine: Engine, config: FilesConfig, tables: Mapping[str, ir.Table]) -> ir.Table:
     """The interactions of all parts below each other; the columns asked for, and no other."""
     wanted = [*KEYS, *config.labels, *config.context]
-    numbers = {"interactions": 0, "new_interactions": 0, "validation": 1, "test": 2}
-    if config.new_interactions:
-        tables = {**tables, "new_interactions": _conformed(database, config, tables["interactions"])}
-    selects = []
-    for place, (name, table) in enumerate(tables.items()):
+    for name, table in tables.items():
         if name != "new_interactions":  # Where no event had a label, the export has no column of it.
             require_columns(_shown(getattr(config, name)), table.columns, needed=wanted, advice=_RENAME)
-        columns = ", ".join(quote(column) for column in wanted if column in table.columns)
-        part = f", {numbers[name]}::TINYINT AS {GIVEN_PART}" if config.test else ""
-        selects.append(f"SELECT {columns}{part}, {place} AS {_PLACE}, {INPUT_ROW} FROM {quote('staged_' + name)}")
-    # Rows are counted on from part to part, in the order train, validation, test.
-    row = f"row_number() OVER (ORDER BY {_PLACE}, {INPUT_ROW}) AS {INPUT_ROW}" if len(selects) > 1 else INPUT_ROW
-    joined = " UNION ALL BY NAME ".join(selects)
-    with faults_told(_shown(config.interactions), "Give all parts the same columns."):
-        return database.create("raw_interactions", f"SELECT * EXCLUDE ({_PLACE}, {INPUT_ROW}), {row} FROM ({joined})")
+    types = {
+        column: _common_type([t[column].type() for t in tables.values() if column in t.columns]) for column in wanted
+    }
+    numbers = {"interactions": 0, "new_interactions": 0, "validation": 1, "test": 2}
+    parts, before = [], 0
+    for name, table in tables.items():
+        columns = {
+            column: table[column].cast(kind) if column in table.columns else ibis.null(kind)
+            for column, kind in types.items()
+        }
+        if config.test:
+            columns[GIVEN_PART] = ibis.literal(numbers[name], "int8")
+        # Rows are counted on from part to part, in the order train, validation, test.
+        parts.append(table.select(**columns, **{INPUT_ROW: table[INPUT_ROW] + before}))
+        if len(tables) > 1:
+            before += engine.rows(table.aggregate(last=table[INPUT_ROW].max()))[0][0] or 0
+    if len(parts) == 1:
+        return parts[0]
+    with engine.faults_told(_shown(config.interactions), "Give all parts the same columns."):
+        return engine.create("raw_interactions", ibis.union(*parts, distinct=False))
 
 
-_PLACE = "twotower_place"
+def _common_type(types: Sequence[dt.DataType]) -> dt.DataType:
+    """A type that holds the values of all: text, where there is no narrower one."""
+    try:
+        return dt.highest_precedence(types)
+    except IbisTypeError:
+        return dt.string
 
 
 def _conformed(database: Database, config: FilesConfig, interactions: ir.Table) -> ir.Table:
@@ -134,13 +163,13 @@ def _conformed(database: Database, config: FilesConfig, interactions: ir.Table) 
 _RENAME = "Map it in prepare.files.columns (ours = yours)."
 
 
-def _with_id(database: Database, config: FilesConfig, name: str, *, key: str, data_dir: str | None) -> ir.Table | None:
+def _with_id(engine: Engine, config: FilesConfig, name: str, *, key: str, data_dir: str | None) -> ir.Table | None:
     """The users or items table with its id as a string, or None where none is named."""
     if not getattr(config, name):
         return None
-    table = _stage(database, config, name, data_dir=data_dir, text=(key,))
+    table = _stage(engine, config, name, data_dir=data_dir, text=(key,))
     require_columns(_shown(getattr(config, name)), table.columns, needed=[key], advice=_RENAME)
-    return database.create(f"raw_{name}", table.mutate(**{key: string_id(table[key])}))
+    return engine.create(f"raw_{name}", table.mutate(**{key: string_id(table[key])}))
 
 
 def _with_new_items(
@@ -149,11 +178,28 @@ def _with_new_items(
     """The items table with what was put while a server ran."""
     if items is None:
         raise RecipeError("prepare.files.new_items: there is no prepare.files.items beside it. Name both.")
-    new = _stage(database, config, "new_items", data_dir=data_dir, text=("item_id",))
+    new = _stage_here(database, config, "new_items", data_dir=data_dir, text=("item_id",))
     return replace_items(database, items.get_name(), new.get_name(), where=_shown(config.new_items))
 
 
-def _stage(
+def _stage(engine: Engine, config: FilesConfig, name: str, *, data_dir: str | None, text: Sequence[str]) -> ir.Table:
+    """A table for the engine, columns under our names, rows numbered: read by its workers, or handed over."""
+    place = getattr(config, name)
+    path = _local(place, data_dir)
+    if _is_parquet(place, path):
+        if path is not None:
+            _refuse_missing(path)
+        with engine.faults_told(_shown(place), f"Check the files, or read them by a query in prepare.files.{name}."):
+            spread = engine.spread_parquet(f"staged_{name}", place if path is None else str(path))
+        if spread is not None:
+            columns = _ours(spread.columns, config.columns)
+            return spread.select(
+                **{ours: spread[theirs] for theirs, ours in columns.items()}, **{INPUT_ROW: spread[INPUT_ROW]}
+            )
+    return engine.take(_stage_here(engine.local, config, name, data_dir=data_dir, text=text).get_name())
+
+
+def _stage_here(
     database: Database, config: FilesConfig, name: str, *, data_dir: str | None, text: Sequence[str]
 ) -> ir.Table:
     """Copy a table into the session, columns under our names, rows numbered.
@@ -192,8 +238,7 @@ def _query(place: str, path: Path | None) -> tuple[str, bool]:
     """The SQL that reads the table, and whether it gives nothing but text."""
     if path is None and _QUERY.match(place):
         return place.strip().rstrip(";"), False
-    suffixes = Path(place.split("?")[0]).suffixes
-    kind = next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+    kind = _suffix(place)
     if kind in SUFFIXES:
         return csv_query(place, path if path is not None and path.is_file() else None), True
     if kind in _PARQUET:
@@ -205,12 +250,30 @@ def _query(place: str, path: Path | None) -> tuple[str, bool]:
     raise RecipeError(f"prepare.files: {place!r} is no .csv, .tsv, .parquet or .jsonl file, and no query. Name one.")
 
 
+def _is_parquet(place: str, path: Path | None) -> bool:
+    """Whether a file, a folder or an address holds Parquet; an address that tells no kind is taken for a folder."""
+    if path is None and (_QUERY.match(place) or "://" not in place or place.startswith(("http://", "https://"))):
+        return False
+    kind = _suffix(place)
+    return kind in _PARQUET or (kind == "" if path is None else path.is_dir() and kind not in (*SUFFIXES, *_JSON))
+
+
+def _suffix(place: str) -> str:
+    suffixes = Path(place.split("?")[0]).suffixes
+    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".zst")), "")
+
+
 def _renamed(found: Sequence[str], columns: dict[str, str]) -> str:
     """The select list that gives the table's columns our names."""
+    return ", ".join(f"{quote(theirs)} AS {quote(ours)}" for theirs, ours in _ours(found, columns).items())
+
+
+def _ours(found: Sequence[str], columns: dict[str, str]) -> dict[str, str]:
+    """The table's columns that are kept -> our names for them."""
     ours = {theirs: name for name, theirs in columns.items() if theirs in found}
     hidden = {name for theirs, name in ours.items() if name in found and name != theirs}
     kept = [name for name in found if name in ours or name not in (*hidden, INPUT_ROW)]
-    return ", ".join(f"{quote(name)} AS {quote(ours.get(name, name))}" for name in kept)
+    return {name: ours.get(name, name) for name in kept}
 
 
 def _local(place: str, data_dir: str | None) -> Path | None:

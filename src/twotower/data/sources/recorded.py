@@ -24,7 +24,7 @@ def conform_interactions(database: Database, raw: RawData, new: str, *, where: s
     Raises:
         DataError: it is no export, or a value cannot take the form.
     """
-    types = _types(database, new)
+    types = database.types(new)
     require_columns(where, list(types), needed=KEYS, advice=_WRITE)
     if not types["timestamp"].startswith(("TIMESTAMP", "DATE")):
         raise DataError(f"{where}: its timestamps are {types['timestamp']}, no moments. {_WRITE}")
@@ -37,7 +37,7 @@ def conform_interactions(database: Database, raw: RawData, new: str, *, where: s
         "timestamp": _MOMENTS[timestamp_format(database, raw)],
     }
     forms |= {label: quote(label) for label in raw.labels if label in types}
-    base = _types(database, raw.interactions.get_name())
+    base = database.types(raw.interactions.get_name())
     forms |= {name: _form(name, types[name], base[name]) for name in raw.context if name in types}
     columns = ", ".join(f"{form} AS {quote(name)}" for name, form in forms.items())
     first = f"row_number() OVER (PARTITION BY {EVENT_ID} ORDER BY {INPUT_ROW}) = 1"
@@ -52,7 +52,7 @@ def replace_items(database: Database, items: str, new: str, *, where: str) -> ir
     Raises:
         DataError: a value of `new` cannot take the form that its column has.
     """
-    base, types = _types(database, items), _types(database, new)
+    base, types = database.types(items), database.types(new)
     require_columns(where, list(types), needed=["item_id"], advice=_WRITE)
     forms = [
         f"{_form(name, kind, base[name]) if name in base else quote(name)} AS {quote(name)}"
@@ -82,11 +82,6 @@ _MOMENTS = {
     "us": "epoch_us(timestamp::TIMESTAMP)",
 }
 """How a table tells its moments -> the same of an export."""
-
-
-def _types(database: Database, table: str) -> dict[str, str]:
-    """Column -> DuckDB's name of its type."""
-    return {row[0]: row[1] for row in database.execute(f"DESCRIBE SELECT * FROM {quote(table)}")}
 
 
 def _form(name: str, kind: str, wanted: str) -> str:

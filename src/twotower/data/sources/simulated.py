@@ -74,7 +74,7 @@ class World:
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     def best_scores(
-        self, users: Sequence[str], timestamp: NDArray[np.int64], item_ids: Sequence[str]
+        self, users: Sequence[str], timestamp: NDArray[np.int64], films: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """The best ranking there can be: log-probability that each film is the viewer's next, in nats.
 
@@ -83,11 +83,10 @@ class World:
         Args:
             users: `[q]` raw ids.
             timestamp: `[q]` microseconds since 1970.
-            item_ids: `[I']` raw ids.
+            films: `[I']` rows, as `film_rows` gives them.
 
         Returns: `[q, I']`; -inf where a film is not released yet.
         """
-        films = self.film_rows(item_ids)
         return self.log_probability(self.viewer_rows(users), timestamp)[:, films].astype(np.float32)
 
     def expected_rating(
