@@ -53,7 +53,9 @@ class Observer:
         for number in np.unique(slice_of):
             chosen = slice_of == number
             users = self.user_ids[queries.user[chosen]].tolist()
-            found[chosen] = self.worlds[number].best_scores(users, queries.timestamp[chosen], self.item_ids.tolist())
+            world = self.worlds[number]
+            films = world.film_rows(self.item_ids.tolist())
+            found[chosen] = world.best_scores(users, queries.timestamp[chosen], films)
         return found
 
 

@@ -155,47 +155,22 @@ def _fit(
     warm_start: Path | None,
     watch: Watch,
 ) -> dict[str, Any]:
-    """One model, fitted and exported into an open directory; gives what its manifest says."""
-    from twotower.data.asked import asked_of
-    from twotower.data.split import VALIDATION
-    from twotower.model.config import MET
-    from twotower.model.export import export_model
-    from twotower.training.calibration import calibrate
-    from twotower.training.distributed import is_first
-    from twotower.training.order import choose_order
-    from twotower.training.train import sample_inputs, train
-    from twotower.training.warm_start import learned_until, save_weights
+    """One model in an open directory, with the recipe that made it; gives what its manifest says."""
+    from twotower.training.fit import fit
 
-    trained = train(
+    metadata = fit(
         recipe.train,
         model_config=recipe.model,
         dataset=dataset,
         seed=recipe.seed,
+        out=out,
         checkpoint=checkpoint,
         resume=resume,
         report=watch,
         warm_start=warm_start,
     )
-    if not is_first():  # It has the tables, and writes for all.
-        return {}
-    query, candidate = sample_inputs(trained.model.features, dataset)
-    export_model(trained.model, out, query_inputs=query, candidate_inputs=candidate, trend_block=trained.trend_block)
-    metadata: dict[str, Any] = {}
-    asked = asked_of(dataset, VALIDATION, most=recipe.train.memory_rows, seed=recipe.seed)
-    if not recipe.model.ranking.order and MET in trained.model.tasks:
-        candidates = recipe.model.ranking.candidates
-        metadata["order"] = choose_order(out, asked, candidates=candidates, seed=recipe.seed)
-    metadata["calibrated"] = sorted(calibrate(out, asked, seed=recipe.seed))
-    save_weights(trained.model, out)
-    (out / "history.json").write_text(json.dumps(trained.history, indent=1), encoding="utf-8")
     (out / "recipe.toml").write_text(recipe_toml(recipe), encoding="utf-8")
-    metadata |= {"best_epoch": trained.best_epoch, "metric": recipe.train.metric}
-    metadata |= {"split": split, "learned_until_us": learned_until(dataset)}
-    metadata["alarms"] = trained.alarms
-    metadata["validation"] = trained.history[trained.best_epoch - 1].get(f"validation_{recipe.train.metric}")
-    if trained.carried_over is not None:
-        metadata["carried_over"] = asdict(trained.carried_over)
-    return metadata
+    return metadata | {"split": split}
 
 
 def _naming(watch: Watch, model: str) -> Watch:

@@ -173,7 +173,9 @@ def test_a_number_that_is_not_finite_counts_as_missing(value: float) -> None:
 def test_equal_numbers_leave_no_deviation_to_divide_by() -> None:
     # The mean of ten times 0.1 is not 0.1 to the last bit.
     items = films().items.drop(["year"]).append_column("year", pa.array([0.1, 0.1, 0.1]))
-    dataset = replace(films(), items=pa.concat_tables([items] * 10), item=np.arange(4, dtype=np.int32) * 7)
+    ids = np.array([f"film {row}" for row in range(30)], object)
+    met = np.arange(4, dtype=np.int32) * 7
+    dataset = replace(films(), items=pa.concat_tables([items] * 10), item_ids=ids, item=met)
     features = fit_features((), (NumberFeature(kind="number", column="year"),), dataset=dataset)
     assert features.candidate[0].encode([0.1, 1.1])[:, 0].tolist() == pytest.approx([0.0, 1.0])
 

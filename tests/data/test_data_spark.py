@@ -1,6 +1,7 @@
 """Preparation on Spark gives what DuckDB gives, to the byte: one session, every kind of setting."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -330,6 +331,10 @@ def test_a_recipe_that_the_running_spark_cannot_follow_is_refused(
 ) -> None:
     with pytest.raises(expected, match=message), open_engine(PrepareConfig(**(ON_SPARK | changed))):
         pass
+
+
+def test_an_interrupt_means_what_it_meant_once_spark_has_started() -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_machine_without_java_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_two_workers_learn_what_one_process_does(alone: Any, tiny_split: Path, t
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_job_and_one_process_goes_on_from_its_checkpoint(
     alone: Any, tiny_split: Path, tmp_path: Path
 ) -> None:

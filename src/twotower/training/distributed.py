@@ -262,7 +262,8 @@ def _deal(own: Rows) -> Array:
     def share(index: Any) -> NDArray[Any]:
         start, stop, _ = index[0].indices(shape[0])
         found = np.array(own.values[max(start - own.start, 0) : max(stop - own.start, 0)])
-        return np.pad(found, ((0, stop - start - len(found)), (0, 0)))
+        missing = stop - start - len(found)
+        return np.pad(found, ((0, missing), (0, 0))) if missing else found  # Without any, it would copy all the same.
 
     return jax.make_array_from_callback(shape, by_rows(), share)
 

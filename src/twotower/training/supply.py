@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
     plan: Plan
     arrays: Mapping[str, Any] | None
-    """As `Stepper.run` takes them; None for the arrays that it began with."""
+    """What `Stepper.arrays` are replaced by; None for the arrays that it began with."""
 
 
 class Supply(Protocol):

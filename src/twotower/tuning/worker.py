@@ -96,6 +96,7 @@ def _train(
     """
     from twotower.training.train import train
 
+    keep_compiled()
     recipe = with_values(base, values, where="trial")
     metric = recipe.train.metric
 

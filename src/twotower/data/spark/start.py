@@ -4,8 +4,10 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -94,7 +96,7 @@ def _start(master: str, settings: Mapping[str, str]) -> "SparkSession":
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         try:
             # Who asks for a log by its level sees all of it.
-            with nullcontext() if "spark.log.level" in settings else _errors_into(log):
+            with _our_interrupts(), nullcontext() if "spark.log.level" in settings else _errors_into(log):
                 return builder.getOrCreate()
         except (PySparkException, Py4JError) as fault:
             log.seek(0)
@@ -102,6 +104,19 @@ def _start(master: str, settings: Mapping[str, str]) -> "SparkSession":
                 f"prepare.spark_master = {master!r}: {in_one_line(fault, log.read())}. Give a master URL that answers, "
                 "as local[*], and settings that it knows."
             ) from fault
+
+
+@contextmanager
+def _our_interrupts() -> Iterator[None]:
+    """Let Ctrl+C mean after the block what it meant before: pyspark takes it for good, and fails once it has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Nobody takes signals there.
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
