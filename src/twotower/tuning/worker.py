@@ -94,6 +94,7 @@ def _train(
 
     Nothing is exported: the recipe that wins is run again, whole.
     """
+    from twotower.training.compiled import keep_compiled
     from twotower.training.train import train
 
     keep_compiled()
