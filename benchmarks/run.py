@@ -16,6 +16,7 @@ BENCHMARKS = {
     "pipeline-overhead": "pipeline_overhead",
     "time-to-quality": "scale.time_to_quality",
     "throughput": "scale.throughput",
+    "gpu": "scale.gpu",
     "growth": "scale.growth",
     "ann": "scale.ann",
     "hundred-million": "scale.hundred_million",

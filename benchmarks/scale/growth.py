@@ -43,6 +43,12 @@ TIMED = 1_000_000
 STREAMED_FROM = 50
 """A log longer than the largest divided by this is streamed."""
 PIECE = 1_000_000
+PLOTS = {
+    "tables": "Milliseconds a step against rows of the user table",
+    "interactions": "Seconds an epoch against interactions",
+    "memory": "Peak memory against interactions",
+}
+"""File, as `draw` writes it, and what it shows."""
 
 
 def run(arguments: list[str]) -> dict[str, float]:
@@ -84,7 +90,7 @@ def figures(tables: list[dict[str, Any]], logs: list[dict[str, Any]]) -> dict[st
 
 
 def told(raw: dict[str, Any]) -> str:
-    """The raw figures as tables, under the three of the last line."""
+    """The three plots, the last line, and the raw figures as tables."""
     found = figures(raw["tables"], raw["logs"])
     steps = [[f"{each['rows']:,}", f"{1000 * statistics.median(each['seconds']):.1f}"] for each in raw["tables"]]
     logs = [
@@ -98,7 +104,8 @@ def told(raw: dict[str, Any]) -> str:
     ]
     line = f"`growth: {' '.join(f'{key}={found[key]:.4g}' for key in KEYS)}`"
     held = table(["interactions", "train part", "microseconds each", "peak memory, GB"], logs)
-    return "\n\n".join([line, table(["rows of the user table", "milliseconds a step"], steps), held])
+    plots = [f"![{text}]({PAGE.stem}/{name}.svg)" for name, text in PLOTS.items()]
+    return "\n\n".join([*plots, line, table(["rows of the user table", "milliseconds a step"], steps), held])
 
 
 def step_times(sizes: list[int], *, rounds: int) -> list[dict[str, Any]]:
