@@ -4,6 +4,6 @@
 `hundred_million` (the whole path), `processes` (several beside one).
 
 `time_to_quality` and `to_quality` (its process): how soon a model is as good as TFRS's. `throughput` and
-`throughput_ours`: examples a second beside TFRS. `gpu` and `gpu_ours`: on one GPU, beside PyTorch. `ann`: the index beside
-its peers.
+`throughput_ours`: examples a second beside TFRS. `gpu` and `gpu_ours`: on one GPU, beside PyTorch. `ann`: the index
+beside its peers.
 """

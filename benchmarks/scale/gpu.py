@@ -21,8 +21,7 @@ import results
 from scale.throughput import SIZES, write_world
 
 KEYS = ("examples_s", "fraction", "torch_ratio")
-HERE = Path(__file__).resolve().parent
-OURS, THEIRS = HERE / "gpu_ours.py", HERE.parent / "torch" / "gpu.py"
+BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
 def run(arguments: list[str]) -> dict[str, float]:
@@ -40,8 +39,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         given = [folder, "--seconds", str(options.seconds), "--batch-size", str(options.batch_size)]
         for _ in range(options.pairs):
             for side, command in (
-                ("ours", [sys.executable, str(OURS), *given]),
-                ("torch", [options.python, str(THEIRS), *given]),
+                ("ours", [sys.executable, "-m", "scale.gpu_ours", *given]),
+                ("torch", [options.python, str(BENCHMARKS / "pytorch" / "gpu.py"), *given]),
             ):
                 found[side].append(_told(command))
                 print(f"{side}: {found[side][-1]}", file=sys.stderr)
@@ -62,6 +61,6 @@ def _fraction(told: dict[str, Any]) -> float:
 def _told(command: list[str]) -> dict[str, Any]:
     """What a process says of itself in its last line."""
     env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # The world's arrays are all that it needs.
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env, cwd=BENCHMARKS)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told

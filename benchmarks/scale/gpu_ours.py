@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import throughput_ours
-from throughput_ours import DIM
+
+from scale import throughput_ours
+from scale.throughput_ours import DIM
 
 STEPS = 20
 FLOAT, TIMES = 4, 10

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # type: ignore[import-not-found, unused-ignore]
+import torch
 
 DIM, IN_BATCH, UNIFORM = 64, 512, 512
 TEMPERATURE, TABLE_RATE, DENSE_RATE = 0.25, 0.05, 0.001
