@@ -89,6 +89,40 @@ def test_a_user_is_chosen_and_both_orders_are_those_of_the_api(visit: Visit, ser
     assert page.locator("#moves path").count() == page.locator(".ranking .row").count()
 
 
+def bars(page: Page, stage: str) -> list[float]:
+    """How long the bars of a list are, as shares of the longest."""
+    rows = page.locator(f".{stage} .row").all()
+    return [float(row.evaluate("row => row.style.getPropertyValue('--share')")) for row in rows]
+
+
+def test_every_row_has_a_bar_and_those_of_scores_above_zero_begin_there(visit: Visit, served: str) -> None:
+    page = visit(served)
+    choose_user(page, "7")
+    items = ask(served, "/v1/recommend", {"user_id": "7", "k": 50})["items"]
+    for stage, score in (("ranking", "score"), ("retrieval", "retrieval_score")):
+        shown = bars(page, stage)
+        assert max(shown) == 1
+        assert min(shown) > 0.05
+        scores = sorted((item[score] for item in items), reverse=True)
+        if scores[len(shown) - 1] > 0:
+            ids = page.locator(f".{stage} .row").evaluate_all("rows => rows.map((row) => row.dataset.item)")
+            by_id = {item["item_id"]: item[score] for item in items}
+            highest = max(by_id[item] for item in ids)
+            assert shown == pytest.approx([by_id[item] / highest for item in ids], rel=1e-4)
+
+
+def test_that_both_orders_are_the_same_is_said(visit: Visit, served: str) -> None:
+    said = "keeps the order of retrieval: both lists are the same."
+    page = visit(served)
+    choose_user(page, "7")
+    expect(page.locator(".ranking .stage-note")).not_to_contain_text(said)
+    one = ask(served, "/v1/recommend", {"user_id": "7", "k": 1})["items"][0]  # Of one item there is one order.
+    page.get_by_label("Only items where").fill(f"title == {json.dumps(one['title'])}")
+    page.keyboard.press("Enter")
+    expect(page.locator(".ranking .stage-note")).to_contain_text(said)
+    assert titles(page) == titles(page, "retrieval") == [one["title"]]
+
+
 def test_nobody_gets_what_is_popular_and_one_click_makes_them_somebody(visit: Visit, served: str) -> None:
     page = visit(served)
     page.get_by_role("button", name="Nobody").click()

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from twotower.cli.main import main
+from twotower.errors import StorageError
 from twotower.serving.store.contract import Event, ItemChange, open_store
 
 NOON = 1_700_000_000_000_000
@@ -67,6 +69,55 @@ def test_a_mistyped_store_is_refused_and_not_made(tmp_path: Path) -> None:
         result = call(*arguments)
         assert (result.exit_code, result.stderr.startswith("Error: absent.sqlite: no such store.")) == (2, True)
     assert not (tmp_path / "absent.sqlite").exists()
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".parquet"}
+
+
+def test_an_export_leaves_the_store_and_its_folder_as_they_are(tmp_path: Path) -> None:
+    before = state(tmp_path)
+    assert list(before) == ["events.sqlite"]
+    assert call("export", "events.sqlite", "--out", "e.parquet", "--items", "i.parquet").exit_code == 0
+    assert state(tmp_path) == before
+
+
+def test_an_export_reads_what_a_running_server_has_not_yet_moved_out_of_its_log(tmp_path: Path) -> None:
+    serving = open_store("events.sqlite")
+    serving.add_events([Event(event_id="late", kind="interaction", user_id="7", item_id="j", timestamp=NOON)])
+    log = (tmp_path / "events.sqlite-wal").read_bytes()
+    assert call("export", "events.sqlite", "--out", "e.parquet").exit_code == 0
+    assert pq.read_table("e.parquet")["event_id"].to_pylist() == ["0", "1", "late"]
+    assert (tmp_path / "events.sqlite-wal").read_bytes() == log
+    serving.add_events([Event(event_id="later", kind="interaction", user_id="7", item_id="j", timestamp=NOON)])
+    serving.close()
+
+
+def test_a_store_that_a_server_opens_during_an_export_is_told() -> None:
+    reading = open_store("events.sqlite", read_only=True)
+    _, items = reading.items()
+    serving = open_store("events.sqlite")
+    with pytest.raises(StorageError, match=r"events.sqlite: a server has opened it meanwhile. Try again"):
+        list(items)
+    with pytest.raises(StorageError, match="readonly"):
+        reading.write_items([ItemChange(item_id="k", features={})])
+    for opened in (serving, reading):
+        opened.close()
+
+
+def test_what_holds_no_tables_is_no_store_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty.sqlite").touch()
+    serving = open_store("served.sqlite")  # Until it is closed, its tables are in its log alone.
+    shutil.copy("served.sqlite", "copied.sqlite")
+    serving.close()
+    for name in ("empty", "copied"):
+        held = (tmp_path / f"{name}.sqlite").read_bytes()
+        for task in (["export", "--out", "e.parquet"], ["prune", "--before", "2023-01-01"]):
+            result = call(task[0], f"{name}.sqlite", *task[1:])
+            assert result.exit_code == 2
+            assert f"{name}.sqlite: no store, as it holds no tables." in result.stderr
+            assert f"copy {name}.sqlite-wal too" in result.stderr
+            assert (tmp_path / f"{name}.sqlite").read_bytes() == held
 
 
 def test_a_call_without_a_task_or_with_a_faulty_moment_is_refused() -> None:

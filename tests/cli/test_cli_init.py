@@ -52,6 +52,25 @@ def test_a_column_that_cannot_be_guessed_is_asked_for_in_one_line(folder: Path) 
     )
 
 
+def test_a_column_that_no_table_has_is_refused_with_those_that_there_are(folder: Path) -> None:
+    result = call("--items", "films.csv", "--column", "item_id=nope")
+    assert (result.exit_code, result.stderr.strip()) == (
+        2,
+        "Error: --column item_id=nope: no column 'nope'; ratings.csv has customerId, filmId, stars, when; "
+        "films.csv has id, name, genres. Name one of them.",
+    )
+    assert not (folder / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_called_empty(content: str, folder: Path) -> None:
+    (folder / "ratings.csv").write_text(content)
+    result = call()
+    assert (result.exit_code, result.stderr.strip()) == (
+        2, "Error: ratings.csv: the file is empty. Name a file that holds a header and rows."
+    )  # fmt: skip
+
+
 def test_a_guess_is_told_with_its_reason(folder: Path) -> None:
     call("--column", "item_id=filmId", "--column", "timestamp=when")
     text = (folder / "recipe.toml").read_text(encoding="utf-8")

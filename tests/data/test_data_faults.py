@@ -1,10 +1,13 @@
 """Bad data is refused in one line that says where, what was found and what to do."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from twotower.data.prepare import PrepareConfig
@@ -14,12 +17,20 @@ from twotower.errors import DataError, RecipeError
 
 GOOD = "user_id,item_id,timestamp,rating\nann,a,1700000000,5\nbob,b,1700000001,3\n"
 GOODS = "item_id,title\na,First\nb,Second\n"
+PARQUET = io.BytesIO()
+pq.write_table(pa.table({"user_id": ["ann", "bob"], "item_id": ["a", "b"], "timestamp": [1, 2]}), PARQUET)
 
 CASES: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
     "a missing column, with the columns there are": (
         {"log.csv": GOOD.replace("timestamp", "when")},
         {},
         r"log.csv: no column 'timestamp'; there are user_id, item_id, when, rating. Map it in prepare.files",
+    ),
+    "a column that is not called what the recipe says, with those that there are": (
+        {"log.csv": GOOD.replace("user_id", "who").replace("timestamp", "when")},
+        {"columns": {"user_id": "who", "timestamp": "wenn"}},
+        r"log.csv: no column 'wenn'; there are who, item_id, when, rating. "
+        r"Correct prepare.files.columns.timestamp = 'wenn'",
     ),
     "a missing label": (
         {"log.csv": GOOD.replace("rating", "stars")},
@@ -103,6 +114,8 @@ CASES: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         r"log.csv: only one user \(ann\)",
     ),
     "an empty file": ({"log.csv": ""}, {}, r"log.csv: the file is empty"),
+    "a file of line ends": ({"log.csv": "\n\n"}, {}, r"log.csv: the file is empty"),
+    "a file that begins with an empty line": ({"log.csv": "\n" + GOOD}, {}, r"log.csv: the first line is empty"),
     "a header and nothing else": ({"log.csv": GOOD.split("\n")[0] + "\n"}, {}, r"log.csv: no interactions"),
     "a file that is not UTF-8, with its line": (
         {"log.csv": GOOD.replace("bob", "zoë").encode("latin-1")},
@@ -125,6 +138,16 @@ CASES: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str]] = {
         {"log.parquet": GOOD},
         {"interactions": "log.parquet"},
         r"log.parquet: .*Check the file",
+    ),
+    "Parquet under another name": (
+        {"log.csv": PARQUET.getvalue()},
+        {},
+        r"log.csv: Parquet by its first bytes. Call it by a name that ends in .parquet",
+    ),
+    "Parquet that breaks off": (
+        {"log.csv": GOOD, "events.parquet": PARQUET.getvalue()[:-20]},
+        {"new_interactions": "events.parquet"},
+        r"events.parquet: a Parquet file that breaks off before its end. Write or copy it again",
     ),
     "a query that is wrong": (
         {},

@@ -134,3 +134,10 @@ def test_a_damaged_raw_table_is_refused_by_name(tables: Path, tmp_path: Path) ->
     with pytest.raises(ArtifactError, match=r"interactions\.parquet: damaged"):
         prepared_of(config, tmp_path / "p", raw=raw)
     assert not (tmp_path / "p").exists()
+
+
+def test_a_fault_is_told_by_its_own_file_also_from_raw_tables(tables: Path) -> None:
+    (tables / "test.csv").write_text(TEST_LOG.replace("2024-02-01", "soon"), encoding="utf-8")
+    config = files_config(tables, test="test.csv")
+    with pytest.raises(DataError, match=r"^test.csv: timestamp of row 1 is 'soon'"):
+        prepared_of(config, tables / "prepared", raw=raw_of(config, tables / "raw"))

@@ -1,5 +1,6 @@
 """The next training reads what a server recorded, beside the log and the items table that there were before."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from twotower.data.config import PrepareConfig
+from twotower.data.database import open_database
+from twotower.data.prepare import read_source
+from twotower.data.profile import profile
 from twotower.data.sources.files import FilesConfig
 from twotower.data.tables import INTERACTIONS, ITEMS
 from twotower.errors import DataError, RecipeError
@@ -96,6 +100,28 @@ def test_exports_that_overlap_count_once_and_may_have_other_columns(
     config = PrepareConfig(source="files", data_dir=str(tmp_path), files=files, missing_labels="keep")
     prepared = prepare_into(tmp_path / "p", config)
     assert read(prepared, "user_id", "rating") == [("42", 2.0), ("7", None), ("7", 3.0), ("7", None)]
+
+
+def test_a_fault_in_one_of_several_files_is_told_by_its_own_name_and_row(
+    store: Store, tmp_path: Path, prepare_into: Into
+) -> None:
+    store.add_events([event(0, labels={"rating": 3}), event(1), event(2)])
+    write_interactions(store, tmp_path / "events.parquet", since=EARLIEST_US)
+    files = FilesConfig(
+        interactions=written("1600000000", "csv", tmp_path), new_interactions="events.parquet", labels=("rating",)
+    )
+    config = PrepareConfig(source="files", data_dir=str(tmp_path), files=files)
+    # The log's one row has a rating; of the three events the second is the first that has none.
+    said = r"^events.parquet: 2 interactions have no rating, or NaN \(first in row 2\)"
+    with pytest.raises(DataError, match=said):
+        prepare_into(tmp_path / "p", config)
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,rating\n42,1,1600000000,\n")
+    faults = profile(config).faults
+    assert re.match(r"log.csv: 1 interactions have no rating, or NaN \(first in row 1\)", faults[0])
+    assert re.match(said, faults[1])
+    with open_database() as database:
+        raw = read_source(database, config, seed=1, out=tmp_path)
+    assert [raw.place(row) for row in (1, 2, 4)] == [("log.csv", 1), ("events.parquet", 1), ("events.parquet", 3)]
 
 
 def test_an_empty_export_adds_nothing(store: Store, tmp_path: Path, prepare_into: Into) -> None:

@@ -253,3 +253,69 @@ def test_the_pull_of_each_task_is_shown(report: dict[str, Any], tmp_path: Path) 
     # A pull of nothing has no place on a log scale.
     points = [(row["epoch"], row["task"]) for rows in drawn["datasets"].values() for row in rows]
     assert points == [(1, "retrieval"), (2, "retrieval"), (2, "rating")]
+
+
+def drawn(report: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The charts of the page, by name."""
+    write_report(report, folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    return found
+
+
+def test_a_contender_has_one_colour_of_its_own_in_every_chart(report: dict[str, Any], tmp_path: Path) -> None:
+    charts = drawn(report, tmp_path)
+    colours: dict[str, set[str]] = {}
+    for name in ("contenders", "cutoffs", "segments"):
+        scale = next(
+            layer["encoding"]["color"]["scale"] for layer in charts[name]["layer"] if "color" in layer["encoding"]
+        )
+        for contender, colour in zip(scale["domain"], scale["range"], strict=True):
+            colours.setdefault(contender, set()).add(colour)
+    assert len(colours) == 9
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 9
+    others, both, retrieval = (layer["mark"] for layer in charts["cutoffs"]["layer"])  # What comes last lies on top.
+    assert others["strokeWidth"] < min(both["strokeWidth"], retrieval["strokeWidth"])
+
+
+def test_axes_of_training_name_whole_epochs_once_and_values_with_their_digits(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    trained = json.loads(json.dumps(report))
+    pulls = {"gradient_norm_retrieval": 0.5}
+    trained["training"] = [{"epoch": epoch, "weight_met": 0.2, **pulls} for epoch in range(1, 41)]
+    charts = drawn(trained, tmp_path)
+    for name in ("training-weight_met", "pull"):
+        assert charts[name]["encoding"]["x"]["axis"]["values"] == list(range(1, 41, 4))
+    assert charts["training-weight_met"]["encoding"]["y"]["axis"]["format"] == "~g"
+    trained["training"] = trained["training"][:3]
+    assert drawn(trained, tmp_path)["pull"]["encoding"]["x"]["axis"]["values"] == [1, 2, 3]
+
+
+def test_a_baseline_that_predicts_a_label_better_is_told_in_words(report: dict[str, Any], tmp_path: Path) -> None:
+    judged = json.loads(json.dumps(report))
+    judged["labels"]["rating"]["metrics"]["rmse"] = 0.9
+    for rmse, is_told in ((0.8, True), (0.95, False)):
+        judged["labels"]["rating"]["baselines"] = {
+            "train mean": {"rmse": 1.1, "mae": 1.0},
+            "bias_only": {"rmse": rmse, "mae": 0.7},
+        }
+        write_report(judged, tmp_path)
+        for name in ("report.html", "card.md"):
+            text = (tmp_path / name).read_text(encoding="utf-8")
+            said = "User and item bias predicts rating better than the model does: RMSE 0.8000 against 0.9000"
+            assert (said in text) is is_told
+            assert "Mean of the train part" in text
+            assert "bias_only" not in text.split("charts</script>")[0]
+
+
+def test_equal_stages_are_explained(report: dict[str, Any], tmp_path: Path) -> None:
+    said = "ranking kept the order of retrieval"
+    equal = json.loads(json.dumps(report))
+    found = equal["protocols"]["successive"]["contenders"]
+    found["two_stage"]["metrics"] = found["retrieval"]["metrics"]
+    for told, is_told in ((report, False), (equal, True)):
+        write_report(told, tmp_path)
+        for name in ("report.html", "card.md"):
+            assert (said in (tmp_path / name).read_text(encoding="utf-8")) is is_told

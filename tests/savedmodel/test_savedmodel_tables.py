@@ -103,6 +103,16 @@ def test_a_bundle_is_exported_with_no_other_model_than_its_own(tiny_run: Path, t
     assert "--model" in told
 
 
+def test_the_model_of_a_bundle_that_the_pipeline_made_is_found_in_the_registry(
+    bundle: Bundle, tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run / "bundle", tmp_path / "bundle")
+    (tmp_path / "registry" / "tiny" / "models" / "tiny-of-before").mkdir(parents=True)
+    assert "bundle holds no weights" in refusal(tmp_path, "--out", tmp_path / "served")
+    shutil.copytree(tiny_run / "model", tmp_path / "registry" / "tiny" / "models" / bundle.id)
+    assert "tensorflow is not installed there" in refusal(tmp_path, "--out", tmp_path / "served")
+
+
 def test_rules_that_a_savedmodel_leaves_out_are_told(tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path) -> None:
     recipe = replace(tiny_recipe, serve=ServeConfig(rules=RulesConfig(diversity=0.2)))
     made = {name: tiny_run / name for name in ("split", "model", "index", "report")}

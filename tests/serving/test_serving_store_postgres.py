@@ -178,6 +178,15 @@ def test_one_who_may_not_make_tables_uses_those_that_are_there(store: Store, pos
     plain.close()
 
 
+def test_a_store_that_is_opened_for_reading_is_read_and_not_written(store: Store, uri: str) -> None:
+    store.add_events([event(1)])
+    reading = open_store(uri, read_only=True)
+    assert [len(page) for page in reading.interactions(since=0)] == [1]
+    with pytest.raises(StorageError, match="read-only"):
+        reading.add_events([event(2)])
+    reading.close()
+
+
 def test_what_is_no_store_or_a_newer_one_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match=r"holds no store\. Name the address that"):
         open_store(uri, must_exist=True)

@@ -44,7 +44,7 @@ def events() -> None:
 def export(store: str, out: Path | None, since: int | None, items: Path | None) -> None:
     """Write what the next training reads: the interactions, and the items that were put.
 
-    Impressions stay in the store. A server may go on writing meanwhile.
+    Impressions stay in the store, which is read and not changed. A server may go on writing meanwhile.
 
     \b
     Example:
@@ -55,7 +55,7 @@ def export(store: str, out: Path | None, since: int | None, items: Path | None) 
     from twotower.serving.store.contract import EARLIEST_US, open_store
     from twotower.serving.store.event_tables import write_interactions, write_items
 
-    opened = open_store(store, must_exist=True)
+    opened = open_store(store, read_only=True)
     try:
         if out is not None:
             written = write_interactions(opened, out, since=EARLIEST_US if since is None else since)

@@ -24,7 +24,9 @@ def export() -> None:
 @export.command()
 @click.argument("source", metavar="RUN_OR_BUNDLE", type=DIRECTORY)
 @out("Where versions lie, as TensorFlow Serving's model_base_path; a new one is added.")
-@optional_directory("--model", "What `train` wrote, which holds the weights; by default model/ of the run.")
+@optional_directory(
+    "--model", "What `train` wrote, which holds the weights; by default that of the run or its registry."
+)
 @click.option(
     "--python",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -45,6 +47,18 @@ def savedmodel(source: Path, out: Path, model: Path | None, python: Path, versio
 
     bundle = source / "bundle" if (source / "bundle").is_dir() else source
     target = export_savedmodel(
-        bundle, model=model or bundle.parent / "model", out=out, python=python, version=version, watch=tell
+        bundle, model=model or _model_of(bundle), out=out, python=python, version=version, watch=tell
     )
     click.echo(target)
+
+
+def _model_of(bundle: Path) -> Path:
+    """Where `run` leaves the model that a bundle was made from; after `pipeline run`, the registry has it by its id."""
+    from twotower import artifact
+    from twotower.bundle_config import KIND, bundle_id
+
+    beside = bundle.parent / "model"
+    if beside.is_dir() or not (models := list(bundle.parent.glob("registry/*/models"))):
+        return beside
+    version = bundle_id(artifact.read_manifest(bundle, kind=KIND))
+    return next((path / version for path in models if (path / version).is_dir()), beside)

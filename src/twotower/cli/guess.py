@@ -7,8 +7,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from twotower.data.database import Database, faults_told, literal, quote
+from twotower.data.sources.text_files import is_blank
+from twotower.errors import DataError
 
 SAMPLE = 20_000
 """Rows of which text columns are judged."""
@@ -85,6 +88,8 @@ def read_columns(database: Database, query: str, *, where: str) -> list[Column]:
     Raises:
         DataError: the query or the file that it names cannot be read.
     """
+    if is_blank(Path(where)):
+        raise DataError(f"{where}: the file is empty. Name a file that holds a header and rows.")
     with faults_told(where, "Name a CSV, Parquet or JSON file, or a query that DuckDB can run."):
         summary = database.execute(f"SELECT column_name, column_type, min, max, approx_unique, count, null_percentage "
                                    f"FROM (SUMMARIZE {query})")  # fmt: skip

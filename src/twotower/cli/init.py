@@ -87,17 +87,23 @@ def inspect(sources: dict[str, str | None], *, named: dict[str, str]) -> dict[st
         named: Key columns that the user named: ours -> theirs.
 
     Raises:
-        DataError: a table cannot be read, or a key column is neither named nor to be guessed.
+        DataError: a table cannot be read, a column that is named is in none, or a key column is neither named nor to be
+            guessed.
     """
     from twotower.cli.guess import read_columns, read_shape, table_query
     from twotower.data.database import open_database
 
     tables = {}
     with open_database() as database:
+        columns = {
+            source: read_columns(database, table_query(source), where=source)
+            for source in sources.values()
+            if source is not None
+        }
+        _refuse_absent(columns, named)
         for table, source in sources.items():
             if source is not None:
-                columns = read_columns(database, table_query(source), where=source)
-                found = _with_keys(source, columns, roles=GUESSED_FOR[table], named=named)
+                found = _with_keys(source, columns[source], roles=GUESSED_FOR[table], named=named)
                 if table == "interactions":
                     user, timestamp = found.keys["user_id"], found.keys["timestamp"]
                     query = table_query(source)
@@ -105,6 +111,17 @@ def inspect(sources: dict[str, str | None], *, named: dict[str, str]) -> dict[st
                     found = replace(found, shape=shape)
                 tables[table] = found
     return tables
+
+
+def _refuse_absent(columns: "dict[str, list[Column]]", named: dict[str, str]) -> None:
+    """Refuse a column that the user named and that no table has."""
+    from twotower.errors import DataError
+
+    there = {source: [column.name for column in found] for source, found in columns.items()}
+    for ours, theirs in named.items():
+        if not any(theirs in names for names in there.values()):
+            held = "; ".join(f"{source} has {', '.join(names)}" for source, names in there.items())
+            raise DataError(f"--column {ours}={theirs}: no column {theirs!r}; {held}. Name one of them.")
 
 
 def _with_keys(source: str, columns: "list[Column]", *, roles: Sequence[str], named: dict[str, str]) -> Table:

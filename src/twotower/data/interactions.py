@@ -6,6 +6,7 @@ and `find_faults` tells, one line each, what cannot be used.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import ibis
 import ibis.expr.types as ir
@@ -36,6 +37,17 @@ class RawData:
     title_column: str | None = None
     """The column of the items table that a reader knows an item by."""
     timestamp_format: TimestampFormat = "auto"
+    parts: tuple[tuple[str, int], ...] = ()
+    """Where the interactions lie in several tables: the name and the last `input_row` of each, in their order."""
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The table that an interaction is from, and its row there."""
+        before = 0
+        for name, last in self.parts:
+            if row <= last:
+                return name, row - before
+            before = last
+        return self.name, row
 
 
 def require_columns(where: str, found: Sequence[str], *, needed: Sequence[str], advice: str) -> None:
@@ -113,8 +125,9 @@ def find_faults(engine: Engine, raw: RawData, table: ir.Table, *, missing_labels
         yield f"{raw.name}: no interactions. Check that the right file is named, and that it holds more than a header."
         return
     for name in ("user_id", "item_id"):
-        for count, row in _count_and_first(engine, table.filter(table[name].isnull())):
-            yield f"{raw.name}: {count} interactions have no {name} (first in row {row}). Fill it in, or remove them."
+        for count, first in _count_and_first(engine, raw, table.filter(table[name].isnull())):
+            where, row = raw.place(first)
+            yield f"{where}: {count} interactions have no {name} (first in row {row}). Fill it in, or remove them."
     moment = "moment between 1900 and 2200"
     yield from _unreadable(engine, raw, table, name="timestamp", expected=moment, advice=_TIMESTAMP_ADVICE)
     for name in raw.labels:
@@ -134,9 +147,10 @@ def find_duplicates(engine: Engine, raw: RawData, table: ir.Table) -> Iterator[s
     pairs = table.group_by("user_id", "item_id").aggregate(count=lambda t: t.count(), row=lambda t: t[INPUT_ROW].max())
     pairs = pairs.filter(pairs["count"] > 1)
     if count := engine.count(pairs):
-        row = engine.rows(pairs.aggregate(row=pairs["row"].min()))[0][0]
+        where, row = raw.place(engine.rows(pairs.aggregate(row=pairs["row"].min()))[0][0])
+        there = "" if where == raw.name else f" of {where}"
         yield (
-            f"{raw.name}: {count} pairs of user and item stand in more than one row (one of them in row {row}). "
+            f"{raw.name}: {count} pairs of user and item stand in more than one row (one of them in row {row}{there}). "
             "Remove the repeats, or set prepare.duplicates = 'keep_first', 'keep_last' or 'keep'."
         )
 
@@ -152,24 +166,31 @@ def _unreadable(
     missing = text.nullif("").isnull() | text.lower().isin(_NO_NUMBER)
     original = raw.interactions.select(INPUT_ROW, text=text).filter(~missing if name in raw.labels else True)
     original = original.semi_join(table.filter(table[name].isnull()), INPUT_ROW)
-    for count, row in _count_and_first(engine, original):
-        value = engine.rows(original.filter(original[INPUT_ROW] == row).select("text"))[0][0]
-        yield f"{raw.name}: {name} of row {row} is {value or ''!r}, not a {expected} ({count} such rows). {advice}"
+    for count, first in _count_and_first(engine, raw, original):
+        value = engine.rows(original.filter(original[INPUT_ROW] == first).select("text"))[0][0]
+        where, row = raw.place(first)
+        yield f"{where}: {name} of row {row} is {value or ''!r}, not a {expected} ({count} such rows). {advice}"
 
 
 _NO_NUMBER = ("nan", "inf", "-inf", "infinity", "-infinity")
 
 
 def _missing_labels(engine: Engine, raw: RawData, table: ir.Table, *, name: str) -> Iterator[str]:
-    for count, row in _count_and_first(engine, table.filter(table[name].isnull())):
+    for count, first in _count_and_first(engine, raw, table.filter(table[name].isnull())):
+        where, row = raw.place(first)
         yield (
-            f"{raw.name}: {count} interactions have no {name}, or NaN (first in row {row}). "
+            f"{where}: {count} interactions have no {name}, or NaN (first in row {row}). "
             "Fill it in, or set prepare.missing_labels = 'keep' to learn it from the others alone."
         )
 
 
-def _count_and_first(engine: Engine, table: ir.Table) -> Iterator[tuple[int, int]]:
-    """Once the number of rows and the first one's place, or nothing where there are none."""
-    count, row = engine.rows(table.aggregate(count=table.count(), row=table[INPUT_ROW].min()))[0]
-    if count:
-        yield count, row
+def _count_and_first(engine: Engine, raw: RawData, table: ir.Table) -> Iterator[tuple[int, int]]:
+    """For each of the user's tables that has some of the rows: how many, and the first one's `input_row`."""
+    found = [table]
+    if raw.parts:
+        ends = [0, *(last for _, last in raw.parts)]
+        found = [table.filter(table[INPUT_ROW].between(before + 1, last)) for before, last in pairwise(ends)]
+    for rows in found:
+        count, first = engine.rows(rows.aggregate(count=rows.count(), row=rows[INPUT_ROW].min()))[0]
+        if count:
+            yield count, first

@@ -34,6 +34,7 @@ def write_raw(engine: Engine, raw: RawData, *, out: Path) -> dict[str, Any]:
         "context": list(raw.context),
         "title_column": raw.title_column,
         "timestamp_format": raw.timestamp_format,
+        "parts": [list(part) for part in raw.parts],
         "interactions": rows,
     }
 
@@ -61,4 +62,5 @@ def read_raw(engine: Engine, directory: Path, *, out: Path) -> RawData:
         context=tuple(metadata["context"]),
         title_column=metadata["title_column"],
         timestamp_format=metadata["timestamp_format"],
+        parts=tuple((name, last) for name, last in metadata.get("parts", [])),
     )

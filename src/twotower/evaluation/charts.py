@@ -5,13 +5,29 @@ from typing import Any
 
 import altair as alt
 
+from twotower.evaluation.names import CHAMPION, NAMES, TRAINED_ALONE
+
 Spec = dict[str, Any]
 MODEL, OTHER, BEST = "#2f6feb", "#9aa4b2", "#1a9c6b"
 """The model, what it is measured against, and the best possible."""
-KINDS = {"model": MODEL, "other model": "#8a63d2", "baseline": OTHER, "best possible": BEST}
-"""Kind of contender -> its colour. An other model is the champion, or one that learned retrieval alone."""
-LINES = (MODEL, "#8db4ff", "#e08a2e", "#c2557a", "#3f9e7c", "#9aa4b2", BEST)
-"""Both stages, retrieval, then the baselines, best first."""
+CONTENDERS = {
+    "two_stage": MODEL,
+    "retrieval": "#7fb0ff",
+    CHAMPION: "#8a63d2",
+    TRAINED_ALONE: "#b79be8",
+    "ials": "#e08a2e",
+    "ease": "#d0457b",
+    "item_knn": "#0fa3b1",
+    "markov": "#9a6a1f",
+    "popularity": "#6b7686",
+    "recent_popularity": "#b3bac4",
+    "oracle": BEST,
+}
+"""Contender -> its colour in every chart."""
+TASKS = (MODEL, "#e08a2e", "#d0457b", "#0fa3b1", "#8a63d2", "#9a6a1f", OTHER)
+"""Colours of the tasks, in their order."""
+MOST_TICKS = 12
+"""Epochs that an axis names."""
 
 
 def contenders_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
@@ -24,7 +40,7 @@ def contenders_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
     base = _chart(rows).encode(y=alt.Y("contender:N", sort=order, title=None, axis=_names(padding=5)))
     bars = base.mark_bar(cornerRadiusEnd=3, height={"band": 0.62}).encode(
         x=alt.X("value:Q", title=metric, axis=alt.Axis(format=".3", tickCount=5)),
-        color=_kinds(),
+        color=_contenders(order, legend=None),
         tooltip=["contender:N", alt.Tooltip("value:Q", format=".4f")],
     )
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
@@ -32,25 +48,26 @@ def contenders_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
 
 
 def cutoffs_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
-    """A metric of every contender against the cut-off.
+    """A metric of every contender against the cut-off; the model's lines are bold, dashed without ranking, and on top.
 
     Args:
         rows: `{"contender", "kind", "k", "value"}`, the best contender first.
     """
-    kinds = {row["contender"]: row["kind"] for row in rows}
-    names = sorted(kinds, key=lambda name: list(KINDS).index(kinds[name]))
+    names = list(dict.fromkeys(row["contender"] for row in sorted(rows, key=lambda row: row["kind"] != "model")))
     ks = sorted({row["k"] for row in rows})
-    chart = (
-        _chart(rows)
-        .mark_line(point=alt.OverlayMarkDef(size=36), strokeWidth=2)
-        .encode(
-            x=alt.X("k:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=ks, grid=False), title="k (log scale)"),
-            y=alt.Y("value:Q", title=f"{metric}@k"),
-            color=alt.Color("contender:N", scale=alt.Scale(domain=names, range=LINES[: len(names)]), legend=_legend()),
-            tooltip=["contender:N", "k:Q", alt.Tooltip("value:Q", format=".4f")],
-        )
+    base = _chart(rows).encode(
+        x=alt.X("k:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=ks, grid=False), title="k (log scale)"),
+        y=alt.Y("value:Q", title=f"{metric}@k"),
+        color=_contenders(names, legend=_legend()),
+        tooltip=["contender:N", "k:Q", alt.Tooltip("value:Q", format=".4f")],
     )
-    return _spec(chart, height=260)
+    layers = [
+        base.transform_filter("datum.kind != 'model'").mark_line(point=alt.OverlayMarkDef(size=24), strokeWidth=1.5)
+    ]
+    for stage, look in (("two_stage", {"strokeWidth": 4}), ("retrieval", {"strokeWidth": 3, "strokeDash": [7, 5]})):
+        own = base.transform_filter(alt.FieldEqualPredicate(field="contender", equal=NAMES[stage]))
+        layers.append(own.mark_line(point=alt.OverlayMarkDef(size=52), **look))
+    return _spec(alt.layer(*layers), height=260)
 
 
 def segments_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
@@ -67,9 +84,7 @@ def segments_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
     span = base.mark_rule(opacity=0.35).encode(x="min(value):Q", x2="max(value):Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         x=alt.X("value:Q", title=metric),
-        color=alt.Color(
-            "contender:N", sort=names, scale=alt.Scale(domain=names, range=LINES[: len(names)]), legend=_legend()
-        ),
+        color=_contenders(names, legend=_legend()),
         shape=alt.Shape("contender:N", sort=names, scale=alt.Scale(domain=names), legend=_legend()),
         tooltip=["segment:N", "contender:N", alt.Tooltip("value:Q", format=".4f")],
     )
@@ -110,15 +125,14 @@ def tasks_chart(rows: list[dict[str, Any]]) -> Spec:
         rows: `{"epoch", "task", "value"}`, each value above 0.
     """
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    colours = [TASKS[place % len(TASKS)] for place in range(len(tasks))]
     chart = (
         _chart(rows)
         .mark_line(point=alt.OverlayMarkDef(size=36), strokeWidth=2)
         .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, grid=False)),
+            x=_epochs(rows),
             y=alt.Y("value:Q", scale=alt.Scale(type="log"), title="gradient norm (log scale)"),
-            color=alt.Color(
-                "task:N", sort=tasks, scale=alt.Scale(domain=tasks, range=LINES[: len(tasks)]), legend=_legend()
-            ),
+            color=alt.Color("task:N", sort=tasks, scale=alt.Scale(domain=tasks, range=colours), legend=_legend()),
             tooltip=["task:N", "epoch:Q", alt.Tooltip("value:Q", format=".3e")],
         )
     )
@@ -135,8 +149,9 @@ def training_chart(rows: list[dict[str, Any]], *, metric: str) -> Spec:
         _chart(rows)
         .mark_line(point=alt.OverlayMarkDef(size=40, color=MODEL), color=MODEL)
         .encode(
-            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, grid=False, format="d")),
-            y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False)),
+            x=_epochs(rows),
+            # As many digits as the values need: those of a weight are 0.2 and the like.
+            y=alt.Y("value:Q", title=metric, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g")),
             tooltip=["epoch:Q", alt.Tooltip("value:Q", format=".4f")],
         )
     )
@@ -160,8 +175,17 @@ def _names(*, padding: int) -> alt.Axis:
     return alt.Axis(labelLimit=170, labelPadding=padding, ticks=False, domain=False)
 
 
-def _kinds() -> alt.Color:
-    return alt.Color("kind:N", scale=alt.Scale(domain=list(KINDS), range=list(KINDS.values())), legend=None)
+def _contenders(names: Sequence[str], *, legend: alt.Legend | None) -> alt.Color:
+    """The colours of contenders by the names that readers know them by."""
+    colours = {NAMES[contender]: colour for contender, colour in CONTENDERS.items()}
+    scale = alt.Scale(domain=list(names), range=[colours.get(name, OTHER) for name in names])
+    return alt.Color("contender:N", sort=list(names), scale=scale, legend=legend)
+
+
+def _epochs(rows: Sequence[Mapping[str, Any]]) -> alt.X:
+    """An axis that names whole epochs, each once."""
+    epochs = sorted({row["epoch"] for row in rows})
+    return alt.X("epoch:Q", axis=alt.Axis(values=epochs[:: -(-len(epochs) // MOST_TICKS)], grid=False, format="d"))
 
 
 def _legend() -> alt.Legend:

@@ -20,6 +20,8 @@ NAMES = {
     "retrieval_trained_alone": "Retrieval, trained alone",
     "oracle": "Oracle (best possible)",
 }
+LABEL_BASELINES = {"train mean": "Mean of the train part", "bias_only": "User and item bias"}
+"""What predicts a label beside the model."""
 
 
 def metric_name(metric: str) -> str:

@@ -9,12 +9,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from twotower.evaluation import charts
-from twotower.evaluation.names import CHAMPION, NAMES, TRAINED_ALONE, metric_name
+from twotower.evaluation.names import CHAMPION, LABEL_BASELINES, LABEL_METRICS, NAMES, TRAINED_ALONE, metric_name
 
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 BOUNDS = ("ceiling", "best possible")
 PULL = "gradient_norm_"
 """Begins the keys of a training history that tell how hard a task pulls on what all tasks share."""
+SAME_ORDER = (
+    "Both stages come out equal: ranking kept the order of retrieval. It does so where the validation part "
+    "found nothing that the ranking heads' predictions add to that order; they stand beside each item all the same."
+)
 PROTOCOLS = {"successive": "Successive", "static": "Static"}
 MEANINGS = {
     "successive": (
@@ -63,6 +67,9 @@ def render_page(report: dict[str, Any]) -> str:
         pull=_pull_table(report),
         bundle=Markup(charts.bundle()),
         names=NAMES,
+        label_names=LABEL_BASELINES,
+        beaten=_beaten(report),
+        same_order=SAME_ORDER,
     )
 
 
@@ -80,6 +87,9 @@ def render_card(report: dict[str, Any]) -> str:
         audit=report.get("audit") or [],
         joining=report.get("joining") or {},
         names=NAMES,
+        label_names=LABEL_BASELINES,
+        beaten=_beaten(report),
+        same_order=SAME_ORDER,
     )
 
 
@@ -156,12 +166,14 @@ def _stages(report: dict[str, Any]) -> dict[str, Any]:
     gain = next(row for row in main["differences"] if row["metric"] == head["ndcg"] and row["minus"] == "retrieval")
     lead = (head["ndcg"], head["recall"])
     told = [row for row in main["differences"] if row["metric"] in lead and row["minus"] != TRAINED_ALONE]
+    both, alone = (main["contenders"][name]["metrics"] for name in ("two_stage", "retrieval"))
     adds = [row for row in told if "retrieval" in (row["of"], row["minus"])]
     return {
         "adds": sorted(adds, key=lambda row: lead.index(row["metric"])),
         "metric": metric_name(head["ndcg"]),
         "recall_metric": metric_name(head["recall"]),
         "gain": gain,
+        "is_same_order": all(both[metric] == alone[metric] for metric in report["lead_metrics"]),
         "candidates": report["config"]["candidates"],
     }
 
@@ -170,6 +182,25 @@ def _alarms(report: dict[str, Any]) -> list[str]:
     """What should keep a reader from trusting the model: what training told, and every leak."""
     leaks = [f"Leak, {check['name']}: {check['detail']}" for check in report.get("audit") or [] if not check["passed"]]
     return [*leaks, *(report.get("alarms") or [])]
+
+
+def _beaten(report: dict[str, Any]) -> dict[str, str]:
+    """Label -> a sentence, where a baseline predicts it better than the model does."""
+    told = {}
+    for label, judged in report["labels"].items():
+        metric = LABEL_METRICS.get(judged["kind"])
+        if metric is None or "metrics" not in judged:
+            continue
+        ours = judged["metrics"][metric]
+        rivals = {name: values[metric] for name, values in judged["baselines"].items() if values[metric] is not None}
+        best = min(rivals, key=rivals.__getitem__, default=None)
+        if best is not None and ours is not None and rivals[best] < ours:
+            name = LABEL_BASELINES.get(best, best)
+            told[label] = (
+                f"{name} predicts {label} better than the model does: {metric_name(metric)} {rivals[best]:.4f} "
+                f"against {ours:.4f}; less is better."
+            )
+    return told
 
 
 def _pull_table(report: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def export_savedmodel(
     opened = Bundle.load(bundle)
     if not (model / artifact.MANIFEST).is_file():
         raise ArtifactError(
-            f"{model}: no model there, and a bundle holds no weights. Name what `train` wrote by --model."
+            f"{model}: no model there, and a bundle holds no weights. Name what `train` wrote by --model: "
+            "model/ of a run, or registry/NAME/models/VERSION where the pipeline ran."
         )
     artifact.verify(model, kind="model")
     if opened.metadata.get(MODEL_KEY) != artifact.fingerprint(model):

@@ -18,7 +18,7 @@ from twotower.data.database import Database, faults_told, literal, quote
 from twotower.data.engine import Engine
 from twotower.data.interactions import RawData, require_columns, string_id
 from twotower.data.sources.recorded import conform_interactions, replace_items, with_text_ids
-from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_fault, typed_columns
+from twotower.data.sources.text_files import SUFFIXES, csv_query, find_encoding_fault, is_blank, typed_columns
 from twotower.data.tables import GIVEN_PART, INPUT_ROW, KEYS, RESERVED
 from twotower.errors import DataError, RecipeError
 from twotower.storage import is_address
@@ -28,6 +28,8 @@ TABLES = ("interactions", "new_interactions", "validation", "test", "users", "it
 
 _QUERY = re.compile(r"\s*(select|with|from|values)\s", re.IGNORECASE)
 _PARQUET, _JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
+_MAGIC = b"PAR1"
+"""Begins and ends every Parquet file."""
 
 
 def read_files(engine: Engine, config: FilesConfig, *, data_dir: str | None) -> RawData:
@@ -45,7 +47,7 @@ def read_files(engine: Engine, config: FilesConfig, *, data_dir: str | None) -> 
     for name in (*config.labels, *config.context):
         if name in RESERVED:
             raise RecipeError(f"prepare.files: {name!r} is a name of ours. Map the column to another in columns.")
-    interactions = _join_parts(engine, config, _staged_parts(engine, config, data_dir=data_dir))
+    interactions, parts = _join_parts(engine, config, _staged_parts(engine, config, data_dir=data_dir))
     users = _with_id(engine, config, "users", key="user_id", data_dir=data_dir)
     if config.new_items:
         items = _with_id(engine.local, config, "items", key="item_id", data_dir=data_dir)
@@ -65,6 +67,7 @@ def read_files(engine: Engine, config: FilesConfig, *, data_dir: str | None) -> 
         context=config.context,
         title_column=title,
         timestamp_format=config.timestamp_format,
+        parts=parts,
     )
 
 
@@ -108,17 +111,19 @@ def _staged_parts(engine: Engine, config: FilesConfig, *, data_dir: str | None) 
     return {name: engine.take(table.get_name()) for name, table in here.items()}
 
 
-def _join_parts(engine: Engine, config: FilesConfig, tables: Mapping[str, ir.Table]) -> ir.Table:
-    """The interactions of all parts below each other; the columns asked for, and no other."""
+def _join_parts(
+    engine: Engine, config: FilesConfig, tables: Mapping[str, ir.Table]
+) -> tuple[ir.Table, tuple[tuple[str, int], ...]]:
+    """The interactions of all parts below each other, and where each ends; the columns asked for, and no other."""
     wanted = [*KEYS, *config.labels, *config.context]
     for name, table in tables.items():
         if name != "new_interactions":  # Where no event had a label, the export has no column of it.
-            require_columns(_shown(getattr(config, name)), table.columns, needed=wanted, advice=_RENAME)
+            _require(config, name, table.columns, needed=wanted)
     types = {
         column: _common_type([t[column].type() for t in tables.values() if column in t.columns]) for column in wanted
     }
     numbers = {"interactions": 0, "new_interactions": 0, "validation": 1, "test": 2}
-    parts, before = [], 0
+    parts, ends, before = [], [], 0
     for name, table in tables.items():
         columns = {
             column: table[column].cast(kind) if column in table.columns else ibis.null(kind)
@@ -130,10 +135,11 @@ def _join_parts(engine: Engine, config: FilesConfig, tables: Mapping[str, ir.Tab
         parts.append(table.select(**columns, **{INPUT_ROW: table[INPUT_ROW] + before}))
         if len(tables) > 1:
             before += engine.rows(table.aggregate(last=table[INPUT_ROW].max()))[0][0] or 0
+            ends.append((_shown(getattr(config, name)), before))
     if len(parts) == 1:
-        return parts[0]
+        return parts[0], ()
     with engine.faults_told(_shown(config.interactions), "Give all parts the same columns."):
-        return engine.create("raw_interactions", ibis.union(*parts, distinct=False))
+        return engine.create("raw_interactions", ibis.union(*parts, distinct=False)), tuple(ends)
 
 
 def _common_type(types: Sequence[dt.DataType]) -> dt.DataType:
@@ -146,7 +152,7 @@ def _common_type(types: Sequence[dt.DataType]) -> dt.DataType:
 
 def _conformed(database: Database, config: FilesConfig, interactions: ir.Table) -> ir.Table:
     """What a server recorded, in the form of the staged interactions."""
-    require_columns(_shown(config.interactions), interactions.columns, needed=KEYS, advice=_RENAME)
+    _require(config, "interactions", interactions.columns, needed=KEYS)
     raw = RawData(
         name=_shown(config.interactions),
         interactions=with_text_ids(database, "staged_interactions", interactions),
@@ -160,7 +166,19 @@ def _conformed(database: Database, config: FilesConfig, interactions: ir.Table) 
     return conform_interactions(database, raw, "staged_new_interactions", where=where)
 
 
-_RENAME = "Map it in prepare.files.columns (ours = yours)."
+def _require(config: FilesConfig, name: str, found: Sequence[str], *, needed: Sequence[str]) -> None:
+    """Refuse a table that lacks a column, in the words of its own header where the recipe renames its columns.
+
+    Raises:
+        DataError: names the column that is missing and those that there are.
+    """
+    for column in needed:
+        if column not in found and (theirs := config.columns.get(column, column)) != column:
+            there = [config.columns.get(ours, ours) for ours in found]
+            advice = f"Correct prepare.files.columns.{column} = {theirs!r}."
+            require_columns(_shown(getattr(config, name)), there, needed=[theirs], advice=advice)
+    advice = "Map it in prepare.files.columns (ours = yours)."
+    require_columns(_shown(getattr(config, name)), found, needed=needed, advice=advice)
 
 
 def _with_id(engine: Engine, config: FilesConfig, name: str, *, key: str, data_dir: str | None) -> ir.Table | None:
@@ -168,7 +186,7 @@ def _with_id(engine: Engine, config: FilesConfig, name: str, *, key: str, data_d
     if not getattr(config, name):
         return None
     table = _stage(engine, config, name, data_dir=data_dir, text=(key,))
-    require_columns(_shown(getattr(config, name)), table.columns, needed=[key], advice=_RENAME)
+    _require(config, name, table.columns, needed=[key])
     return engine.create(f"raw_{name}", table.mutate(**{key: string_id(table[key])}))
 
 
@@ -222,7 +240,7 @@ def _stage_here(
             numbered = f"SELECT {columns}, row_number() OVER () AS {INPUT_ROW} FROM ({query})"
             table = database.create(f"staged_{name}", numbered)
     except DataError:
-        if path is not None and path.is_file() and (fault := find_encoding_fault(path)):
+        if path is not None and path.is_file() and (fault := _fault_of(path)):
             raise DataError(fault) from None
         raise
     if is_text:
@@ -232,6 +250,19 @@ def _stage_here(
                 f"staged_{name}", f"SELECT * REPLACE ({assignments}) FROM {quote('staged_' + name)}"
             )
     return table
+
+
+def _fault_of(path: Path) -> str | None:
+    """What is wrong with a file that cannot be read, where that can be told better than DuckDB does."""
+    with path.open("rb") as file:
+        begins = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(max(0, path.stat().st_size - len(_MAGIC)))
+        ends = file.read() == _MAGIC
+    if begins and _suffix(path.name) not in _PARQUET:
+        return f"{path}: Parquet by its first bytes. Call it by a name that ends in .parquet."
+    if begins and not ends:
+        return f"{path}: a Parquet file that breaks off before its end. Write or copy it again."
+    return find_encoding_fault(path) if _suffix(path.name) in (*SUFFIXES, *_JSON) else None
 
 
 def _query(place: str, path: Path | None) -> tuple[str, bool]:
@@ -289,7 +320,7 @@ def _refuse_missing(path: Path) -> None:
             raise DataError(f"{path}: no file has such a name. Check prepare.files and the folder.")
     elif not path.exists():
         raise DataError(f"{path}: no such file. Check prepare.files and the folder that it is relative to.")
-    elif path.is_file() and path.stat().st_size == 0:
+    elif is_blank(path):
         raise DataError(f"{path}: the file is empty. Name a file that holds a header and rows.")
 
 

@@ -47,7 +47,10 @@ def download(folder: str, home: Path, *, base_url: str = BASE_URL) -> None:
     console = Console(stderr=True)
     console.print(NOTICE.format(folder=folder), highlight=False)
     url = f"{base_url}/{folder}.zip"
-    by_hand = f"Fetch {url} yourself and unpack it in {home}."
+    by_hand = (
+        f"Fetch {url} yourself and unpack it in {home}; or name the folder that holds {folder} by --data-dir "
+        "or TWOTOWER_DATA."
+    )
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder}.", dir=home) as temporary:

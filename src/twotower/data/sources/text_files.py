@@ -28,13 +28,15 @@ def csv_query(place: str, path: Path | None) -> str:
             from its rows would let a faulty row change the columns.
 
     Raises:
-        DataError: the header is not UTF-8, or names a column twice.
+        DataError: the header is empty or not UTF-8, or names a column twice.
     """
     if path is None or path.suffix not in (*SUFFIXES, ".gz"):
         return f"SELECT * FROM read_csv({literal(place)}, header = true, all_varchar = true, union_by_name = true)"
     header = _first_line(path)
     delimiter = max(_DELIMITERS, key=header.count)
     names = next(csv.reader([header], delimiter=delimiter), [])
+    if not names:
+        raise DataError(f"{path}: the first line is empty. Begin the file with a header.")
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{path}: the header names {name!r} twice. Give each column a name of its own.")
@@ -72,6 +74,15 @@ _TYPES = {
     "TIMESTAMP": "TRY_CAST({0} AS TIMESTAMP) IS NOT NULL AND regexp_matches({0}, '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}')",
 }
 """Type -> the condition that every value that is there fulfils; the first that holds is taken."""
+
+
+def is_blank(path: Path) -> bool:
+    """Whether this is a file that holds nothing, or line ends alone."""
+    try:
+        with path.open("rb") as file:
+            return not file.read(_BLOCK).strip()
+    except OSError:  # A query, an address or a folder.
+        return False
 
 
 def find_encoding_fault(path: Path) -> str | None:

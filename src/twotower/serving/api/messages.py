@@ -331,7 +331,7 @@ class ItemsResponse:
     request_id: str
     """The header X-Request-ID of the request, or one made for it."""
     written: int
-    """Items put or removed."""
+    """Items that the request told to put or to remove; an id that was not there to be removed counts too."""
     items: int
     """Items that can come now."""
 

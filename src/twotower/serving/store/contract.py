@@ -196,12 +196,13 @@ class Store(ABC):
         return self.write(lambda transaction: transaction.write_items(changes))
 
 
-def open_store(uri: str, *, must_exist: bool = False) -> Store:
+def open_store(uri: str, *, must_exist: bool = False, read_only: bool = False) -> Store:
     """The store at a path, at `sqlite:///PATH` or at `postgresql://...`; a new one is made where there is none.
 
     Args:
         uri: Where it is.
         must_exist: Refuse to make one.
+        read_only: Refuse to make one, and to write.
 
     Raises:
         StorageError: it cannot be opened, is none, or is of a newer format.
@@ -215,13 +216,13 @@ def open_store(uri: str, *, must_exist: bool = False) -> Store:
                 f"A store in PostgreSQL needs psycopg, which cannot be imported ({fault}): "
                 'pip install "twotower[postgres]"'
             ) from fault
-        return PostgresStore(uri, must_exist=must_exist)
+        return PostgresStore(uri, must_exist=must_exist, read_only=read_only)
     if "://" in uri and not uri.startswith(SQLITE):
         scheme = uri.partition("://")[0]  # What follows may hold a password.
         raise StorageError(f"{scheme}://...: no kind of store. Name a path, sqlite:///PATH or postgresql://...")
     from twotower.serving.store.sqlite import SqliteStore
 
-    return SqliteStore(Path(uri.removeprefix(SQLITE)).expanduser(), must_exist=must_exist)
+    return SqliteStore(Path(uri.removeprefix(SQLITE)).expanduser(), must_exist=must_exist, read_only=read_only)
 
 
 def refuse_newer(name: str, found: int) -> None:

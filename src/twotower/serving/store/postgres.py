@@ -94,12 +94,13 @@ class PostgresStore(Store):
 
     is_quick = False
 
-    def __init__(self, uri: str, *, must_exist: bool = False) -> None:
+    def __init__(self, uri: str, *, must_exist: bool = False, read_only: bool = False) -> None:
         """Connect, and make the tables where there are none.
 
         Args:
             uri: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, or whatever else libpq takes.
             must_exist: Refuse to make tables.
+            read_only: Refuse to make tables, and to write.
 
         Raises:
             StorageError: there is no way in, no store where there must be one, or one of a newer format.
@@ -112,10 +113,12 @@ class PostgresStore(Store):
                 "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters as %XX."
             ) from fault
         self.name = "postgresql://{host}/{dbname}".format_map({"host": "", "dbname": ""} | told)
+        if read_only:
+            told["options"] = f"{told.get('options') or ''} -c default_transaction_read_only=on".strip()
         self._writing = _Line(self.name, told)
         self._reading = _Line(self.name, told)
         try:
-            self._writing.use(lambda connection: self._set_up(connection, must_exist=must_exist))
+            self._writing.use(lambda connection: self._set_up(connection, must_exist=must_exist or read_only))
         except BaseException:
             self._writing.close()
             raise

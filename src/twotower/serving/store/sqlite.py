@@ -91,26 +91,32 @@ class SqliteStore(Store):
 
     is_quick = True
 
-    def __init__(self, path: Path, *, must_exist: bool = False) -> None:
+    def __init__(self, path: Path, *, must_exist: bool = False, read_only: bool = False) -> None:
         """Open the file, or make it.
 
         Args:
             path: Where it is.
             must_exist: Refuse to make one.
+            read_only: Refuse to make one, and to write: neither the file nor what lies beside it changes.
 
         Raises:
             StorageError: it cannot be opened, is no store, or is of a newer format.
         """
         self.name = str(path)
+        must_exist = must_exist or read_only
         if must_exist and not path.is_file():
             raise StorageError(f"{path}: no such store. Name the file that `twotower serve` was given.")
+        self._path = path
+        # Without a log beside it, nobody has the file open.
+        self._left = _state(path) if read_only and not _log(path).exists() else None
+        opening = "" if not read_only else "?mode=ro" if self._left is None else "?immutable=1"
         self._writing = threading.Lock()
         with self._told():
-            self._writer = _connect(path)
+            self._writer = _connect(path, opening)
             try:
-                self._set_up(self._writer)
+                self._set_up(self._writer, must_exist=must_exist, read_only=read_only)
                 # Histories have a connection of their own: a longer read beside them would hold them to its moment.
-                self._histories, self._reader = (_connect(path) for _ in range(2))
+                self._histories, self._reader = (_connect(path, opening) for _ in range(2))
             except BaseException:
                 self._writer.close()
                 raise
@@ -162,9 +168,15 @@ class SqliteStore(Store):
         for connection in (self._histories, self._reader, self._writer):
             connection.close()
 
-    def _set_up(self, connection: sqlite3.Connection) -> None:
+    def _set_up(self, connection: sqlite3.Connection, *, must_exist: bool, read_only: bool) -> None:
         """Make the tables where there are none yet; a file that is no store of ours stays as it is."""
-        self._is_new(connection)
+        if self._is_new(connection) and must_exist:
+            raise StorageError(
+                f"{self.name}: no store, as it holds no tables. Name the one that `twotower serve` was given; "
+                f"of one in use, copy {_log(self._path).name} too."
+            )
+        if read_only:
+            return
         if _keep_log(connection) != "wal":
             raise StorageError(f"{self.name}: no write-ahead log can be kept there. Name a file on a disk of its own.")
         with _transaction(connection):
@@ -198,7 +210,10 @@ class SqliteStore(Store):
 
     def _rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         with self._told():
-            return self._reader.execute(query, parameters).fetchall()
+            rows = self._reader.execute(query, parameters).fetchall()
+        if self._left is not None and _state(self._path) != self._left:  # It was read without a lock.
+            raise StorageError(f"{self.name}: a server has opened it meanwhile. Try again.")
+        return rows
 
     def _ends(self, table: str) -> tuple[int, int]:
         """The first and the last sequence; 1 and 0 where there is none."""
@@ -245,9 +260,21 @@ class _SqliteTransaction:
         return int(last)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that any thread may use, without Python's own transactions."""
-    connection = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
+def _log(path: Path) -> Path:
+    """The write-ahead log, which lies beside the file for as long as a process has it open, or where one was killed."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _state(path: Path) -> tuple[int, int, bool]:
+    """What changes when a process opens the file or writes to it."""
+    file = path.stat()
+    return file.st_mtime_ns, file.st_size, _log(path).exists()
+
+
+def _connect(path: Path, opening: str) -> sqlite3.Connection:
+    """A connection that any thread may use, without Python's own transactions; `opening` is SQLite's way to say how."""
+    place = f"{path.absolute().as_uri()}{opening}"
+    connection = sqlite3.connect(place, uri=True, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # On macOS a flush is none without.
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")

@@ -17,8 +17,10 @@ const RANKED = {
   popular: "The most popular items: neither stage ran.",
   retrieval: "The time was over before ranking: this is the order of retrieval.",
 };
+const SAME = "The ranking head keeps the order of retrieval: both lists are the same.";
 const PARTS = ["queue", "query", "retrieval", "ranking", "explain"];
 const BESIDE = 0.25;
+const LEAST = 0.1;
 
 const notes = { retrieval: $(".retrieval .stage-note"), ranking: $(".ranking .stage-note") };
 let opened = null;
@@ -52,7 +54,8 @@ function tell({ items, fallback }, { info, both }) {
   const gap = hidden > 0 ? ` Ranking put ${hidden} of the first beyond ${whole(items.length)}, unshown.` : "";
   const all = plural(info.counts.items, "item");
   notes.retrieval.textContent = `${plural(count, "candidate")} out of ${all}, by the two towers.${gap}`;
-  notes.ranking.textContent = items.length === 0 ? "No item is left." : RANKED[fallback];
+  const isSame = fallback === null && both.ranked.every((item) => item.rank === item.retrieval_rank);
+  notes.ranking.textContent = items.length === 0 ? "No item is left." : isSame ? SAME : RANKED[fallback];
 }
 
 // Both lists show the same items, the first of either stage; those that only the other has first come below a rule.
@@ -70,11 +73,13 @@ function fill(list, items, row, score) {
   const scores = items.map((item) => item[score]);
   const [low, high] = [Math.min(...scores), Math.max(...scores)];
   const most = Math.max(Math.abs(low), Math.abs(high));
+  // Bars begin at zero; where a score lies below it, so far below the least one that this has a bar too.
+  const base = low > 0 ? 0 : low - LEAST * (high - low);
   const digits = most < 1 ? 3 : most < 100 ? 2 : 0;
   const rows = items.map((item) => {
     const made = row({ ...item, digits });
     made.dataset.item = item.item_id;
-    made.style.setProperty("--share", high > low ? (item[score] - low) / (high - low) : 1);
+    made.style.setProperty("--share", high > base ? (item[score] - base) / (high - base) : 1);
     return made;
   });
   rows.find((_, place) => items[place].isBelow)?.classList.add("first-below");
