@@ -77,6 +77,7 @@ def alone(tiny_split: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return trained(tiny_split, tmp_path_factory.mktemp("alone") / "model")
 
 
+@pytest.mark.slow
 def test_two_workers_learn_what_one_process_does(alone: Any, tiny_split: Path, tmp_path: Path) -> None:
     together = trained(tiny_split, tmp_path / "model", "--processes", "2")
     assert curve(together) == pytest.approx(curve(alone), abs=1e-3)
