@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from scale import throughput_ours
+from scale.stepping import Steps
 from scale.throughput_ours import DIM
 
-STEPS = 20
 FLOAT, TIMES = 4, 10
 SIDES = {"cpu": (2_048, 1 << 26), "gpu": (8_192, 1 << 29)}
 """Rows of the square matrices that are multiplied, and numbers that are copied."""
@@ -68,46 +68,24 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, required=True)
     options = parser.parse_args()
     model_config, data = throughput_ours.config(), throughput_ours.dataset(options.folder)
-    from twotower.training.step import Plan, Stepper
     from twotower.training.train import build_model
 
     model, arrays = build_model(model_config, dataset=data, seed=0)
     import jax
-    import keras
 
-    stepper = Stepper(
-        model,
-        arrays,
-        optimizer=keras.optimizers.Adam(0.001),
-        embedding_learning_rate=0.05,
-        accumulator="row",
-        decay_steps=0,
-        seed=0,
-    )
-    state = stepper.start()
+    steps = Steps(model, arrays, batch_size=options.batch_size, accumulator="row", seed=0)
     retrieval = model_config.retrieval
     work = least_work(
-        state.weights,
+        steps.state.weights,
         batch_size=options.batch_size,
         negatives=retrieval.in_batch_negatives + retrieval.uniform_negatives,
     )
-    order, none = (
-        np.random.default_rng(0).permutation(len(arrays.item)).astype(np.int32),
-        np.zeros((STEPS, 0), np.int32),
-    )
-    began, steps, took, losses = 0.0, 0, 0.0, {}
-    while took < options.seconds:
-        places = np.arange(steps * options.batch_size, (steps + STEPS) * options.batch_size) % len(order)
-        plan = Plan(order[places].reshape(STEPS, options.batch_size), none, none, none)
-        state, losses = jax.block_until_ready(stepper.run(state, plan))
-        steps += STEPS
-        took = time.perf_counter() - began if began else 0.0
-        began = began or time.perf_counter()
-    if not np.isfinite(np.asarray(losses["loss"])).all():
+    examples_s, loss = steps.train(options.seconds)
+    if not np.isfinite(loss):
         raise RuntimeError("the loss is no number")
-    del state, stepper, arrays
-    told = {"examples_s": (steps - STEPS) * options.batch_size / took, "device": jax.devices()[0].device_kind}
-    print(json.dumps(told | work | measured_most() | {"loss": float(np.asarray(losses["loss"])[-1])}))
+    del steps, arrays
+    told = {"examples_s": examples_s, "loss": loss, "device": jax.devices()[0].device_kind}
+    print(json.dumps(told | work | measured_most()))
 
 
 if __name__ == "__main__":

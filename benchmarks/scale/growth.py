@@ -110,9 +110,9 @@ def told(raw: dict[str, Any]) -> str:
 
 def step_times(sizes: list[int], *, rounds: int) -> list[dict[str, Any]]:
     """Seconds a step on each table, in turns."""
-    from scale.tables import Steps
+    from scale.tables import steps_on
 
-    sides = [Steps(rows) for rows in sizes]
+    sides = [steps_on(rows) for rows in sizes]
     for side in sides:
         side.seconds_per_step()  # Compiles.
     seconds: list[list[float]] = [[] for _ in sides]

@@ -7,14 +7,15 @@ call, which compiles.
 import argparse
 import json
 import resource
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-DIM, STEPS = 64, 20
+from scale.stepping import Steps
+
+DIM = 64
 KIB = 1024
 
 
@@ -74,43 +75,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model_config, data = config(), dataset(options.folder)  # Importing the model's config chooses Keras' backend.
-    from twotower.training.step import Plan, Stepper
     from twotower.training.train import build_model
 
     model, arrays = build_model(model_config, dataset=data, seed=options.seed)
     import jax
-    import keras
 
-    stepper = Stepper(
-        model,
-        arrays,
-        optimizer=keras.optimizers.Adam(0.001),
-        embedding_learning_rate=0.05,
-        accumulator="row",
-        decay_steps=0,
-        seed=options.seed,
-    )
-    state = stepper.start()
-    generator, none = np.random.default_rng(options.seed), np.zeros((STEPS, 0), np.int32)
-    order = generator.permutation(len(arrays.item)).astype(np.int32)
-    began, steps, took = 0.0, 0, 0.0
-    while took < options.seconds:
-        places = np.arange(steps * options.batch_size, (steps + STEPS) * options.batch_size) % len(order)
-        plan = Plan(order[places].reshape(STEPS, options.batch_size), none, none, none)
-        state, _ = jax.block_until_ready(stepper.run(state, plan))
-        steps += STEPS
-        took = time.perf_counter() - began if began else 0.0
-        began = began or time.perf_counter()
+    users, items, catalogue_row = arrays.users, arrays.items, arrays.catalogue_row
+    steps = Steps(model, arrays, batch_size=options.batch_size, accumulator="row", seed=options.seed)
+    del arrays  # They are on the device.
+    examples_s, _ = steps.train(options.seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-    kept = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves((stepper.arrays, data.user, data.item)))
+    kept = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves((steps.stepper.arrays, data.user, data.item)))
     people = np.searchsorted(np.unique(data.user), np.load(options.folder / "query.npy"))
-    asked = {key: values[people] for key, values in arrays.users.items()}
-    for name, part, inputs in (("query", "query", asked), ("candidate", "candidate", arrays.items)):
-        found, _ = model.apply(part, state.weights, state.states, inputs, state.tables)
+    asked = {key: values[people] for key, values in users.items()}
+    for name, part, inputs in (("query", "query", asked), ("candidate", "candidate", items)):
+        found, _ = model.apply(part, steps.state.weights, steps.state.states, inputs, steps.state.tables)
         np.save(options.out / f"{name}.npy", np.asarray(found)[:, : model.dim])
-    np.save(options.out / "items.npy", arrays.catalogue_row)
-    examples = (steps - STEPS) * options.batch_size
-    print(json.dumps({"examples_s": examples / took, "seconds": took, "peak_gb": peak / 1e9, "data_gb": kept / 1e9}))
+    np.save(options.out / "items.npy", catalogue_row)
+    print(json.dumps({"examples_s": examples_s, "peak_gb": peak / 1e9, "data_gb": kept / 1e9}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from twotower.data.schema import HistoryFeature, IdFeature, MultiCategoryFeature
 from twotower.data.sources.simulated import SimulatedConfig
 from twotower.data.split import SplitConfig, SplitDataset, load_split
 from twotower.model.config import LabelConfig, ModelConfig, RankingConfig, RetrievalConfig, TowerConfig
-from twotower.model.joint import JointModel, _columns
+from twotower.model.joint import PIECE, JointModel, _columns, _draw_tables
 from twotower.training.alarms import allowed_items
 from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner
@@ -271,3 +271,47 @@ def test_a_step_size_falls_by_half_a_cosine() -> None:
     found = [float(decayed(jnp.array(step), 10)) for step in (0, 5, 10, 99)]
     assert found == pytest.approx([1.0, 0.505, 0.01, 0.01])
     assert decayed(jnp.array(7), 0) == 1.0
+
+
+IDS = ModelConfig(
+    query=(IdFeature(kind="id", column="user_id", dim=16),),
+    candidate=(ITEM,),
+    embedding_dim=16,
+    retrieval=replace(SAMPLED, mask_positives=False, mask_absent=False),
+    ranking=RankingConfig(
+        labels=(LabelConfig(name="rating", kind="regression"),), layers=(16,), dim=4, memory=0, trends=False
+    ),
+)
+READ = {
+    "nothing": (IDS, set()),
+    "what was met, which is no negative": (
+        replace(IDS, retrieval=replace(IDS.retrieval, mask_positives=True)),
+        {"first", "end", "last", "history_rows", "history_seconds", "met", "second"},
+    ),
+    "when items appeared": (replace(IDS, retrieval=replace(IDS.retrieval, mask_absent=True)), {"second"}),
+    "trends": (replace(IDS, ranking=replace(IDS.ranking, trends=True)), {"snapshot"}),
+    "everything": (MODEL, {"first", "end", "last", "history_rows", "history_seconds", "met", "second", "snapshot"}),
+}
+
+
+@pytest.mark.parametrize("reads", READ)
+def test_only_what_steps_read_of_the_log_is_built(dataset: SplitDataset, reads: str) -> None:
+    config, expected = READ[reads]
+    _, arrays = build_model(config, dataset=dataset, seed=1)
+    names = ("first", "end", "last", "history_rows", "history_seconds", "met", "second", "snapshot")
+    assert {name for name in names if len(getattr(arrays, name))} == expected
+    assert (arrays.trends is not None) == ("snapshot" in expected)
+
+
+def test_a_model_that_reads_nothing_of_the_log_learns(fit: Fit) -> None:
+    trained = fit(IDS)
+    assert falls(trained, "retrieval")
+    assert not trained.trend_block
+
+
+def test_a_large_table_is_drawn_as_a_small_one_is() -> None:
+    rows, dim = PIECE + 5, 3
+    (table,) = _draw_tables({"table": (rows, dim)}, seed=7).values()
+    expected = 0.05 * np.random.default_rng([7, 0]).standard_normal((rows, dim), np.float32)
+    expected[0] = 0
+    np.testing.assert_array_equal(np.asarray(table), expected)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.data.examples import Rows, Shared
+from twotower.data.examples import EVERYTHING, Reads, Rows, Shared, history_rows
 from twotower.data.feature_encoders import DAY, PADDING, SECOND, Inputs
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.histories import UserLog
@@ -32,9 +32,7 @@ class HistoryArrays:
     @classmethod
     def from_log(cls, log: UserLog, *, features: FittedFeatures, item_ids: NDArray[np.object_]) -> "HistoryArrays":
         """Number a log's items by the vocabulary that embeds them."""
-        vocabulary = features.history.items.rows(item_ids) if features.history else np.zeros(len(item_ids), np.int32)
-        rows = np.where(vocabulary > 0, vocabulary, PADDING).astype(np.int32)
-        return cls(rows=rows[log.item], seconds=log.timestamp // SECOND)
+        return cls(rows=history_rows(features, item_ids)[log.item], seconds=log.timestamp // SECOND)
 
 
 def gather_history(
@@ -130,24 +128,27 @@ class TrainingArrays:
     item: NDArray[np.int32]
     """`[n]` place of the item in `items`."""
     second: NDArray[np.int32]
-    """`[n]` the example's moment, in seconds since the train part's first: four bytes, as JAX counts."""
+    """`[n]` the example's moment, in seconds since the train part's first: four bytes, as JAX counts; empty where no
+    step reads it."""
     first: NDArray[np.int32]
     end: NDArray[np.int32]
-    """`[n]` the example's history: places `first` up to but without `end`, all strictly earlier than the example."""
+    """`[n]` the example's history: places `first` up to but without `end`, all strictly earlier than the example. These
+    and the next four are empty where no step reads histories."""
     last: NDArray[np.int32]
     """`[n]` first place that is no longer the example's user's: `first` up to here is all that the user met."""
     history_rows: NDArray[np.int32]
     history_seconds: NDArray[np.int32]
     met: NDArray[np.int32]
     """`[m]` place in `items` of what stands at each place of the log."""
-    trends: Trends
-    """Popularity and age of all items of the catalogue, as known at each moment of the train part."""
+    trends: Trends | None
+    """Popularity and age of all items of the catalogue, as known at each moment of the train part; None where no step
+    reads them."""
     snapshot: NDArray[np.int32]
-    """`[n]` the snapshot of `trends` that the example may see."""
+    """`[n]` the snapshot of `trends` that the example may see; empty without."""
     labels: NDArray[np.float32]
     """`[n, L]` in the order of the ranking head's labels; NaN where missing."""
-    positive: NDArray[np.float32]
-    """`[n]` 1 where retrieval should bring the item."""
+    positive: NDArray[np.bool_]
+    """`[n]` whether retrieval should bring the item."""
     appeared: NDArray[np.int32]
     """`[T]` when the item was first met, on the clock of `second`."""
     probability: NDArray[np.float32]
@@ -157,7 +158,12 @@ class TrainingArrays:
 
     @classmethod
     def build(
-        cls, dataset: SplitDataset, features: FittedFeatures, *, labels: Sequence[NDArray[np.float32]]
+        cls,
+        dataset: SplitDataset,
+        features: FittedFeatures,
+        *,
+        labels: Sequence[NDArray[np.float32]],
+        reads: Reads = EVERYTHING,
     ) -> "TrainingArrays":
         """Gather everything from the train part: nothing here depends on what the other parts hold.
 
@@ -165,11 +171,12 @@ class TrainingArrays:
             dataset: All parts.
             features: Fitted on the train part.
             labels: The ranking head's labels in its order, each over the whole log; NaN where missing.
+            reads: What the model's steps read; the rest is not built.
 
         Raises:
             DataError: the train part is empty, holds no positive, or spans more than 68 years.
         """
-        shared = Shared.build(dataset, features)
+        shared = Shared.build(dataset, features, reads=reads)
         train = np.flatnonzero(dataset.part == TRAIN)
         rows = Rows(
             user=dataset.user[train],

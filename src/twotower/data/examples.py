@@ -23,7 +23,31 @@ PER_PLACE = ("history_rows", "history_seconds", "met")
 """Arrays of `examples_of` with a number for each place of the log; the others have one for each example."""
 PLACES = ("first", "end", "last")
 """Arrays of `examples_of` that name places of the log."""
+HISTORY = frozenset((*PER_PLACE, *PLACES))
+"""Arrays of `examples_of` that are empty where no step reads histories."""
 _NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What a model's steps read beside the interactions themselves; what none reads is not built."""
+
+    histories: bool = True
+    """What the users met before, for the query tower or to keep it from being a negative."""
+    trends: bool = True
+    """Popularity and age of the items, for the ranking head."""
+    moments: bool = True
+    """When each example was, for histories or to leave out items that had not appeared by then."""
+
+    def include(self, name: str) -> bool:
+        """Whether the array of this name is filled; it is empty otherwise."""
+        if name in HISTORY:
+            return self.histories
+        return {"snapshot": self.trends, "second": self.moments}.get(name, True)
+
+
+EVERYTHING = Reads()
+"""For whoever checks what is built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +84,9 @@ class Shared:
     appeared: NDArray[np.int32]
     probability: NDArray[np.float32]
     """`[T]` each, as in `TrainingArrays`."""
-    trends: Trends
+    reads: Reads
+    trends: Trends | None
+    """None where no step reads them."""
     origin: int
     """The train part's first second."""
     by_order: bool
@@ -69,8 +95,13 @@ class Shared:
     """`[U]` train interactions of each user."""
 
     @classmethod
-    def build(cls, dataset: SplitDataset, features: FittedFeatures) -> "Shared":
+    def build(cls, dataset: SplitDataset, features: FittedFeatures, *, reads: Reads = EVERYTHING) -> "Shared":
         """Count the train part.
+
+        Args:
+            dataset: All parts.
+            features: Fitted on the train part.
+            reads: What is left out is not built.
 
         Raises:
             DataError: the train part is empty, holds no positive, or spans more than 68 years.
@@ -89,11 +120,12 @@ class Shared:
             user_place=_places(people, size=len(dataset.user_ids)),
             items=features.candidate_inputs(dataset.items.take(catalogue_row)),
             item_place=_places(catalogue_row, size=len(dataset.item_ids)),
-            history_row=_history_rows(features, dataset.item_ids),
+            history_row=history_rows(features, dataset.item_ids),
+            reads=reads,
             catalogue_row=catalogue_row.astype(np.int32),
             appeared=(counted.appeared[catalogue_row] - counted.first).astype(np.int32),
             probability=(counted.items[catalogue_row] / counted.items.sum()).astype(np.float32),
-            trends=trends_of(dataset, TRAIN),
+            trends=trends_of(dataset, TRAIN) if reads.trends else None,
             origin=counted.first,
             by_order=dataset.metadata.get("protocol") == "last_out",
             rows=counted.users,
@@ -101,27 +133,36 @@ class Shared:
 
     def examples_of(self, rows: Rows) -> dict[str, Any]:
         """The arrays of `TrainingArrays` that belong to the rows given, places counted from their own first one."""
+        user, timestamp = rows.user, rows.timestamp
+        second = timestamp // SECOND
+        labels = np.stack(rows.labels, axis=1) if rows.labels else np.zeros((len(user), 0), np.float32)
+        return self._histories(rows) | {
+            "context": self.features.context_inputs(rows.context, timestamp),
+            "user": self.user_place[user],
+            "item": self.item_place[rows.item],
+            "second": (second - self.origin).astype(np.int32) if self.reads.moments else np.zeros(0, np.int32),
+            "snapshot": self.trends.snapshot_at(second) if self.trends else np.zeros(0, np.int32),
+            "labels": labels,
+            "positive": rows.positive,
+        }
+
+    def _histories(self, rows: Rows) -> dict[str, Any]:
+        """The arrays of `HISTORY`."""
+        if not self.reads.histories:
+            return dict.fromkeys(HISTORY, np.zeros(0, np.int32))
         users = len(self.user_place)
         positive, user, timestamp = rows.positive, rows.user, rows.timestamp
         log = UserLog.from_columns(user[positive], rows.item[positive], timestamp[positive], users=users)
         first, end = log.before(user, timestamp)
         if self.by_order:
             end = _by_order(rows, end=end)
-        labels = np.stack(rows.labels, axis=1) if rows.labels else np.zeros((len(user), 0), np.float32)
         return {
-            "context": self.features.context_inputs(rows.context, timestamp),
-            "user": self.user_place[user],
-            "item": self.item_place[rows.item],
-            "second": (timestamp // SECOND - self.origin).astype(np.int32),
             "first": first.astype(np.int32),
             "end": end.astype(np.int32),
             "last": log.start[user + 1].astype(np.int32),
             "history_rows": self.history_row[log.item],
             "history_seconds": (log.timestamp // SECOND - self.origin).astype(np.int32),
             "met": self.item_place[log.item],
-            "snapshot": self.trends.snapshot_at(timestamp // SECOND),
-            "labels": labels,
-            "positive": positive.astype(np.float32),
         }
 
     def fields(self) -> Mapping[str, Any]:
@@ -180,11 +221,11 @@ def _places(rows: NDArray[np.int64], *, size: int) -> NDArray[np.int32]:
     return places
 
 
-def _history_rows(features: FittedFeatures, item_ids: NDArray[np.object_]) -> NDArray[np.int32]:
-    """`[I]` rows of the vocabulary that embeds histories."""
+def history_rows(features: FittedFeatures, item_ids: NDArray[np.object_]) -> NDArray[np.int32]:
+    """`[I]` rows of the vocabulary that embeds histories; `PADDING` where it has none."""
     if features.history is None:
         return np.full(len(item_ids), PADDING, np.int32)
-    rows = features.history.items.rows(item_ids)
+    rows = features.history.items.rows(pa.array(item_ids, pa.string()))
     return np.where(rows > 0, rows, PADDING).astype(np.int32)
 
 

@@ -28,7 +28,7 @@ from twotower.data.schema import (
     TextFeature,
     TimestampFeature,
 )
-from twotower.data.vocabulary import Vocabulary, plain, texts
+from twotower.data.vocabulary import Vocabulary, is_text, plain, texts
 from twotower.errors import DataError
 
 SECOND = 1_000_000
@@ -89,7 +89,7 @@ class VocabularyEncoder(FeatureEncoder):
         return self.vocabulary.size
 
     def encode(self, values: Any) -> NDArray[np.int32]:
-        return self.vocabulary.rows(texts(values))
+        return self.vocabulary.rows(values if is_text(values) else texts(values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,9 @@ class Vocabulary:
     def fit(cls, values: pa.Array | pa.ChunkedArray) -> "Vocabulary":
         """Number the distinct values that are not null, the most frequent first, equals by their text."""
         counts = pc.value_counts(pc.drop_null(values))
-        value = pa.array(texts(counts.field("values")), pa.string())
+        value = counts.field("values")
+        if not is_text(value):
+            value = pa.array(texts(value), pa.string())
         table = pa.table({"value": value, "count": counts.field("counts")}).drop_null()
         table = table.group_by("value").aggregate([("count", "sum")])
         table = table.sort_by([("count_sum", "descending"), ("value", "ascending")])
@@ -46,8 +48,22 @@ class Vocabulary:
     def _row_of(self) -> dict[str, int]:
         return {value: row for row, value in enumerate(self.values.to_pylist(), start=1)}
 
-    def rows(self, values: Iterable[str | None]) -> NDArray[np.int32]:
-        """`[n]` the row of each value; missing and unknown ones are `OUT_OF_VOCABULARY`."""
+    def rows(self, values: Iterable[str | None] | pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+        """`[n]` the row of each value; missing and unknown ones are `OUT_OF_VOCABULARY`.
+
+        A column of Arrow's is looked up there: Python's own table takes ten times the memory, and is made for whoever
+        asks with a few at a time.
+        """
+        if is_text(values):
+            if "_row_of" not in self.__dict__:
+                found = pc.index_in(values.cast(pa.string()), value_set=self.values)
+                rows = np.array(pc.add(pc.fill_null(found, -1), 1), np.int32)
+                pa.default_memory_pool().release_unused()  # Arrow would keep what hashing all values has taken.
+                return rows
+            values = values.to_pylist()
+        values = list(values)
+        if all(value is None for value in values):  # Nothing to look up, and no reason to make the table.
+            return np.zeros(len(values), np.int32)
         row_of = self._row_of
         return np.fromiter(
             (row_of.get(value, OUT_OF_VOCABULARY) if value is not None else 0 for value in values), np.int32
@@ -68,6 +84,13 @@ class Vocabulary:
             return cls(pq.read_table(path)["value"].combine_chunks())
         except (OSError, KeyError, pa.ArrowException) as fault:
             raise ArtifactError(f"{path}: no vocabulary ({fault}). Train the model again.") from fault
+
+
+def is_text(values: Any) -> TypeGuard[pa.Array | pa.ChunkedArray]:
+    """Whether it is a column of texts."""
+    return isinstance(values, pa.Array | pa.ChunkedArray) and bool(
+        pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    )
 
 
 def texts(values: Any) -> list[str | None]:

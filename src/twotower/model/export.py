@@ -37,7 +37,7 @@ def export_model(
         directory: An empty directory.
         query_inputs: A few rows of the query tower's inputs, for names, types and widths.
         candidate_inputs: Likewise for the candidate tower.
-        trend_block: Interactions in a block of the trends that the model learned from.
+        trend_block: Interactions in a block of the trends that the model learned from; 0 where it reads none.
     """
     model.features.save(directory)
     for part, inputs, graph in (("query", query_inputs, QUERY_GRAPH), ("candidate", candidate_inputs, CANDIDATE_GRAPH)):
@@ -53,7 +53,7 @@ def export_model(
         "temperature": model.temperature(),
         "labels": {label.name: label.kind for label in config.ranking.labels},
         "order": config.ranking.ordered_by(),
-        "trend_block": trend_block if config.ranking.labels and config.ranking.trends else 0,
+        "trend_block": trend_block,
     }
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 

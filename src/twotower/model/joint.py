@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,10 @@ Tables = dict[str, Array]
 """Embedding table by name, `[rows, dim]`."""
 SHARED = ("history", "query", "candidate")
 """Parts that every task pulls at."""
+
+
+PIECE = 32_768
+"""Rows of a table that are drawn at a time."""
 
 
 class TaskWeights(keras.layers.Layer):
@@ -320,8 +325,20 @@ def _draw_tables(shapes: Mapping[str, Sequence[int]], *, seed: int) -> Tables:
     """First embeddings: normal with deviation 0.05; zeros in row 0, which stands for what was never met."""
     tables = {}
     for place, (name, (rows, dim)) in enumerate(sorted(shapes.items())):
-        drawn = np.random.default_rng([seed, place]).standard_normal((rows, dim), np.float32)
-        drawn *= np.float32(0.05)  # In place, as a table may be most of the memory.
-        drawn[0] = 0.0
-        tables[name] = jnp.asarray(drawn)
+        generator = np.random.default_rng([seed, place])
+        # Piece by piece into its place, as a table may be most of the memory.
+        for start in range(0, rows, PIECE):
+            drawn = generator.standard_normal((min(PIECE, rows - start), dim), np.float32)
+            drawn *= np.float32(0.05)
+            if not start:
+                drawn[0] = 0.0
+                tables[name] = jnp.asarray(drawn) if rows <= PIECE else jnp.zeros((rows, dim), jnp.float32)
+            if rows > PIECE:
+                tables[name] = _put(tables[name], drawn, start)
     return tables
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(table: Array, part: Array, start: int) -> Array:
+    """The table with `part` from the row `start` on, in its own memory."""
+    return jax.lax.dynamic_update_slice(table, part, (start, 0))

@@ -48,6 +48,6 @@ class Trained:
     alarms: list[str]
     """What a reader must know before trusting it."""
     trend_block: int
-    """Interactions in a block of the trends that it learned from."""
+    """Interactions in a block of the trends that it learned from; 0 where it reads none."""
     carried_over: CarriedOver | None
     """What the model began with, where it was started from another."""

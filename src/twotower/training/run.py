@@ -50,7 +50,7 @@ class Run:
     ) -> None:
         self.config, self.model, self.seed = config, model, seed
         self.checkpoint, self.report = checkpoint, report
-        self.supply, self.steps, self.trend_block = supply, supply.steps, sample.trends.block
+        self.supply, self.steps, self.trend_block = supply, supply.steps, sample.trends.block if sample.trends else 0
         decay_steps = config.epochs * self.steps if config.schedule == "cosine" else 0
         rate: Any = config.learning_rate
         if decay_steps:

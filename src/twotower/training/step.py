@@ -12,9 +12,10 @@ from jax import Array
 from numpy.typing import NDArray
 
 from twotower.data.batches import TrainingArrays, gather_history
+from twotower.data.examples import Reads
 from twotower.data.feature_encoders import DAY, PADDING
 from twotower.data.fitted_features import FittedFeatures
-from twotower.data.schema import IdFeature
+from twotower.data.schema import HistoryFeature, IdFeature, SequenceFeature
 from twotower.data.trends import lookup
 from twotower.model.config import MET, ModelConfig
 from twotower.model.encoders import ITEM_TABLE, lookups, sequence_of
@@ -112,12 +113,12 @@ class Stepper:
         self.items = len(arrays.catalogue_row)
         self.is_all = model.has_negatives and takes_all(model.config.retrieval, items=self.items)
         self.uniform = model.config.retrieval.uniform_negatives if model.has_negatives else 0
-        asks = model.config.retrieval.mask_positives or MET in model.tasks
-        self.met_length = max(SEEN * asks, self.history_length * self.reads_others)
+        self.met_length = max(SEEN * _asks_met(model.config), self.history_length * self.reads_others)
         """Of what the user met, how much a step has to know; nothing where no loss asks."""
         self.hidden_ids = _hidden_ids(model.features)
         self.seed = seed
-        self.arrays = replicate({name: getattr(arrays, name) for name in GATHERED} | {"trends": arrays.trends.arrays})
+        self.reads = reads_of(model.config)
+        self.arrays = replicate(on_device(arrays))
         self._run = jax.jit(self._scan, donate_argnums=0, out_shardings=(_placed(), everywhere()))
         self._norms = jax.jit(self._gradient_norms, out_shardings=everywhere())
 
@@ -231,20 +232,10 @@ class Stepper:
         user, item = arrays["user"][examples], arrays["item"][examples]
         query = {name: values[user] for name, values in arrays["users"].items()}
         query |= {name: values[examples] for name, values in arrays["context"].items()}
-        end = arrays["last" if self.reads_others else "end"][examples]
-        span = {"first": arrays["first"][examples], "end": end, "now": arrays["second"][examples]}
-        log = arrays["history_rows"], arrays["history_seconds"]
-        met = gather_history(jnp, arrays["met"], log[1], **span, length=self.met_length)["history_items"]
-        if self.history_length:
-            length = max(self.model.memory_length, 1) if self.sequence else self.history_length
-            query |= gather_history(jnp, *log, **span, length=length)
-            if self.reads_others:  # The span is all that the user met, the example itself among it.
-                is_other = met != item[:, None]
-                met = jnp.where(is_other, met, PADDING)
-                shown = draw_shown(share_key, (len(examples), length)) & is_other[:, :length]
-                query["history_items"] = jnp.where(shown, query["history_items"], PADDING)
-            if self.sequence is not None:  # Of all that a server sees, not of the few places gathered here.
-                query["history_count"] = jnp.minimum(span["end"] - span["first"], self.history_length)
+        met, end = jnp.zeros((len(examples), 0), jnp.int32), examples
+        if self.reads.histories:
+            history, met, end = self._gather_histories(arrays, examples, item=item, key=share_key)
+            query |= history
         in_order = self.is_all
         drawn = draw_uniform(draw_key, self.uniform, items=self.items)
         candidates = jnp.arange(self.items) if in_order else jnp.concatenate([item, drawn])
@@ -254,26 +245,48 @@ class Stepper:
             "item": item if in_order else candidates,
             "is_all": in_order,
             "met": met,
-            "second": arrays["second"][examples],
+            "second": arrays["second"][examples] if self.reads.moments else None,
             "appeared": arrays["appeared"],
             "labels": jnp.where(real[:, None], arrays["labels"][examples], jnp.nan),
-            "positive": jnp.where(real, arrays["positive"][examples], 0.0),
+            "positive": jnp.where(real, arrays["positive"][examples].astype(jnp.float32), 0.0),
             "probability": arrays["probability"],
             "key": batch_key,
         }
-        if self.model.config.ranking.trends:
+        if self.reads.trends:
             row = arrays["catalogue_row"]
             snapshot = arrays["snapshot"][examples]
             batch["trends"] = lookup(jnp, arrays["trends"], snapshot, row[item][:, None])[:, 0]
             batch["trend_of"] = lambda items: lookup(jnp, arrays["trends"], snapshot[: items.shape[0]], row[items])
         if self.sequence is not None:
+            log = arrays["history_rows"], arrays["history_seconds"]
             batch["windows"] = _read_windows(plan, *log, length=self.sequence.length)
             # Place 0 stands for nothing known; what the example may see ends one place before `end`.
-            batch["window"] = (plan.window, span["end"] - plan.start[plan.window])
+            batch["window"] = (plan.window, end - plan.start[plan.window])
         for place, (tower, name, share) in enumerate(self.hidden_ids):
             hidden = jax.random.bernoulli(jax.random.fold_in(hide_key, place), share, batch[tower][name].shape)
             batch[tower][name] = jnp.where(hidden, 0, batch[tower][name])
         return batch
+
+    def _gather_histories(
+        self, arrays: Mapping[str, Any], examples: Array, *, item: Array, key: Array
+    ) -> tuple[dict[str, Array], Array, Array]:
+        """Inputs of the query tower; `[B, M]` what the user met, as places of items; `[B]` where that ends."""
+        end = arrays["last" if self.reads_others else "end"][examples]
+        span = {"first": arrays["first"][examples], "end": end, "now": arrays["second"][examples]}
+        rows, seconds = arrays["history_rows"], arrays["history_seconds"]
+        met = gather_history(jnp, arrays["met"], seconds, **span, length=self.met_length)["history_items"]
+        if not self.history_length:
+            return {}, met, end
+        length = max(self.model.memory_length, 1) if self.sequence else self.history_length
+        query = gather_history(jnp, rows, seconds, **span, length=length)
+        if self.reads_others:  # The span is all that the user met, the example itself among it.
+            is_other = met != item[:, None]
+            met = jnp.where(is_other, met, PADDING)
+            shown = draw_shown(key, (len(examples), length)) & is_other[:, :length]
+            query["history_items"] = jnp.where(shown, query["history_items"], PADDING)
+        if self.sequence is not None:  # Of all that a server sees, not of the few places gathered here.
+            query["history_count"] = jnp.minimum(end - span["first"], self.history_length)
+        return query, met, end
 
     def _localise(
         self, tables: Tables, batch: dict[str, Any], *, owners: Tables, step: int | Array
@@ -324,6 +337,28 @@ def _new_owners(state: TrainState) -> Tables:
     """As every compiled call begins, and so no part of what a checkpoint holds."""
     owners: Tables = jax.lax.with_sharding_constraint(jax.tree.map(new_owner, state.tables), everywhere())
     return owners
+
+
+def reads_of(config: ModelConfig) -> Reads:
+    """What the steps of such a model read of the log."""
+    tells = any(isinstance(feature, HistoryFeature | SequenceFeature) for feature in config.query)
+    histories = tells or _asks_met(config)
+    return Reads(
+        histories=histories,
+        trends=bool(config.ranking.labels) and config.ranking.trends,
+        moments=histories or config.retrieval.mask_absent,
+    )
+
+
+def _asks_met(config: ModelConfig) -> bool:
+    """Whether a loss asks what the user met, so that it is no negative."""
+    return config.retrieval.mask_positives or MET in config.tasks()
+
+
+def on_device(arrays: TrainingArrays) -> dict[str, Any]:
+    """What a step is given of the arrays."""
+    trends = None if arrays.trends is None else arrays.trends.arrays
+    return {name: getattr(arrays, name) for name in GATHERED} | {"trends": trends}
 
 
 def _placed() -> TrainState:

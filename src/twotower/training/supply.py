@@ -15,7 +15,7 @@ from twotower.data.pieces import digest
 from twotower.data.schema import SequenceFeature
 from twotower.data.shards import Shards
 from twotower.training.plan import Planner
-from twotower.training.step import GATHERED, Plan
+from twotower.training.step import Plan, on_device
 
 SHARDS_AT_ONCE = 4
 """Shards that make a window: those of an epoch's window are other ones than those of the last epoch's."""
@@ -63,8 +63,7 @@ class InMemory:
         self.batch_size = min(batch_size, self.examples)
         self.planner = Planner(arrays, batch_size=self.batch_size, sequence=sequence, seed=seed)
         self.steps = self.planner.steps
-        found = {name: getattr(arrays, name) for name in GATHERED}
-        self._identity = digest(*jax.tree.leaves((found, arrays.trends.arrays)))
+        self._identity = digest(*jax.tree.leaves(on_device(arrays)))
         self._held = [arrays]
 
     def sample(self) -> TrainingArrays:
@@ -153,13 +152,11 @@ class FromDisk:
 
     def _load(self, number: int, window: int) -> Part:
         arrays, planner = self._read(number, window)
-        plan = planner.epoch(number)
+        plan, given = planner.epoch(number), on_device(arrays)
         if not self._on_device:
-            self._on_device = jax.device_put(
-                {name: getattr(arrays, name) for name in GATHERED if name in self.shared.fields()}
-                | {"trends": arrays.trends.arrays}
-            )
-        own = jax.device_put({name: getattr(arrays, name) for name in GATHERED if name not in self._on_device})
+            kept = self.shared.fields().keys()
+            self._on_device = jax.device_put({name: each for name, each in given.items() if name in kept})
+        own = jax.device_put({name: each for name, each in given.items() if name not in self._on_device})
         return Part(plan, self._on_device | own)
 
     def _read(self, number: int, window: int) -> tuple[TrainingArrays, Planner]:
@@ -189,7 +186,7 @@ class FromDisk:
     def _room(self, name: str, values: Any) -> Any:
         """Arrays like these, as long as those of every window; what is not filled is never asked for."""
         sizes = self.shards.positives if name in PER_PLACE else self.shards.rows
-        length = sum(sorted(sizes)[-SHARDS_AT_ONCE:])
+        length = sum(sorted(sizes)[-SHARDS_AT_ONCE:]) if self.shared.reads.include(name) else 0
         blank = np.nan if name == "labels" else 0
         return jax.tree.map(lambda like: np.full((length, *like.shape[1:]), blank, like.dtype), values)
 

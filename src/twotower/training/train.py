@@ -25,6 +25,7 @@ from twotower.training.distributed import agree, first_alone, is_first, refuse_u
 from twotower.training.progress import Trained, TrainProgress
 from twotower.training.refusals import refuse_bad_model
 from twotower.training.run import Run
+from twotower.training.step import reads_of
 from twotower.training.supply import SHARDS_AT_ONCE, FromDisk, InMemory, Supply
 from twotower.training.warm_start import carry_over
 
@@ -119,14 +120,15 @@ def open_supply(
     count = SHARDS_AT_ONCE * -(-2 * rows // config.memory_rows)
     labels = [label.name for label in model.ranking.labels]
     written = first_alone(lambda: open_shards(shards, dataset, labels=labels, count=count, seed=seed))
-    shared = Shared.build(dataset, features)
+    shared = Shared.build(dataset, features, reads=reads_of(model))
     return FromDisk(written, shared=shared, batch_size=config.batch_size, sequence=sequence, seed=seed)
 
 
 def all_examples(config: ModelConfig, *, dataset: SplitDataset, features: FittedFeatures) -> TrainingArrays:
     """The whole train part as arrays."""
     columns = dataset.labels | {MET: np.full(len(dataset.item), np.nan, np.float32)}
-    return TrainingArrays.build(dataset, features, labels=[columns[label.name] for label in config.ranking.labels])
+    labels = [columns[label.name] for label in config.ranking.labels]
+    return TrainingArrays.build(dataset, features, labels=labels, reads=reads_of(config))
 
 
 def first_model(

@@ -43,7 +43,7 @@ class LabelQueries:
     inputs: Inputs
     item: NDArray[np.int32]
     trends: NDArray[np.float32]
-    """`[q, 1, F]` of the items, as known at the moment."""
+    """`[q, 1, F]` of the items, as known at the moment; no numbers where the model reads none."""
     label: NDArray[np.float32]
 
 
@@ -77,7 +77,7 @@ class Validator:
 
     @classmethod
     def build(
-        cls, config: TrainConfig, model: JointModel, *, dataset: SplitDataset, trends: Trends, seed: int
+        cls, config: TrainConfig, model: JointModel, *, dataset: SplitDataset, trends: Trends | None, seed: int
     ) -> "Validator | None":
         """Draw the queries: under a split by time each at its own moment, elsewhere one a user.
 
@@ -246,7 +246,7 @@ def _label_queries(
     place: int,
     dataset: SplitDataset,
     arrays: QueryArrays,
-    trends: Trends,
+    trends: Trends | None,
     seed: int,
 ) -> LabelQueries | None:
     label = model.config.ranking.labels[place]
@@ -261,6 +261,12 @@ def _label_queries(
         kind=label.kind,
         inputs=arrays.inputs(asked.user, asked.timestamp, log_row=asked.log_row),
         item=asked.relevant,
-        trends=lookup(np, trends.arrays, trends.snapshot_at(asked.timestamp // SECOND), asked.relevant[:, None]),
+        trends=_fortunes(trends, asked),
         label=truth[asked.log_row],
     )
+
+
+def _fortunes(trends: Trends | None, asked: Queries) -> NDArray[np.float32]:
+    if trends is None:
+        return np.zeros((len(asked), 1, 0), np.float32)
+    return np.asarray(lookup(np, trends.arrays, trends.snapshot_at(asked.timestamp // SECOND), asked.relevant[:, None]))

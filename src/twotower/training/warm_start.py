@@ -116,7 +116,7 @@ def _same_rows(new: FeatureEncoder, old: FeatureEncoder, size: int) -> tuple[NDA
     """Rows of the new table, and the rows of the old one that stand for the same; hashed words keep their rows."""
     words = (VocabularyEncoder, MultiCategoryEncoder)
     if isinstance(new, words) and isinstance(old, words):
-        taken = np.r_[OUT_OF_VOCABULARY, old.vocabulary.rows(new.vocabulary.values.to_pylist())].astype(np.int64)
+        taken = np.r_[OUT_OF_VOCABULARY, old.vocabulary.rows(new.vocabulary.values)].astype(np.int64)
         into = np.flatnonzero((taken != OUT_OF_VOCABULARY) | (np.arange(size) == OUT_OF_VOCABULARY))
         return into, taken[into]
     same = np.arange(size if new.table_rows == old.table_rows else 0)
