@@ -46,7 +46,8 @@ COPY . source/
 RUN cd source && ../tools/bin/hatchling build -t wheel -d /build/wheel
 RUN tools/bin/pip --python /opt/twotower/bin/python3 install --no-compile --no-index --no-deps --prefix /package \
     wheel/*.whl \
-    && python3 -m compileall -q -s /package -p /opt/twotower /package
+    # A trace says the line in any case; at which column of it costs a quarter of a megabyte.
+    && python3 -X no_debug_ranges -m compileall -q -s /package -p /opt/twotower /package
 
 # --no-compile: a run compiles the few modules that it imports, and those are what is compiled here, by importing them.
 # All of them would add a fifth to the image.

@@ -64,7 +64,7 @@ def run(rest: list[str]) -> int:
 
 def test(rest: list[str]) -> int:
     """Every test, on all processors; with arguments, what they tell pytest."""
-    return execute(PYTHON, "-m", "pytest", *(rest or ["-n", "auto", "--dist", "loadfile"]))
+    return execute(PYTHON, "-m", "pytest", *(rest or ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]))
 
 
 def test_slow(rest: list[str]) -> int:

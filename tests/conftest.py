@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from twotower import steps
@@ -23,6 +25,29 @@ settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).parents[1]
 
+LONGEST_FIRST = (
+    "pipeline/test_pipeline_local.py",
+    "serving/test_serving_equality.py",
+    "test_steps.py",
+    "pipeline/test_pipeline_local_ends.py",
+    "training/test_training_single_tasks.py",
+    "training/test_training_processes.py",
+    "training/test_training_variants.py",
+    "data/test_data_spark.py",
+    "training/test_training_warm_start.py",
+    "training/test_training_stream.py",
+    "tuning/test_tuning_tune.py",
+    "model/test_model_sequence.py",
+    "cli/test_cli_path.py",
+    "training/test_training_train.py",
+    "serving/test_serving_put.py",
+    "serving/test_serving_path.py",
+    "serving/test_serving_schemathesis.py",
+    "pipeline/test_pipeline_compile.py",
+    "serving/test_serving_kill.py",
+)
+"""Files that take ten seconds to minutes. The many short ones come last and fill up whichever worker is free."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Many tests train the same small model: what one of them compiled, the others and the next session read."""
@@ -30,7 +55,33 @@ def pytest_configure(config: pytest.Config) -> None:
     compiled = cache.mkdir("compiled") if cache else None
     if compiled is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        # Building the layers alone are some sixty small programs, the same in many processes.
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take files in this order, so that none is left with a long one at the end."""
+    place = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
+    assert all(path.is_file() for path in place), "LONGEST_FIRST names a file that is gone"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A directory that one worker makes and all of them read: `made_once(name, make)` calls `make(directory)`."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def directory_of(name: str, make: Callable[[Path], object]) -> Path:
+        directory, done = common / name, common / f"{name}.done"
+        with FileLock(common / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                make(directory)
+                done.touch()
+        return directory
+
+    return directory_of
 
 
 @pytest.fixture
@@ -66,17 +117,18 @@ def split_into() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_prepared(made_once: Callable[..., Path]) -> Path:
     """The prepared directory of a simulated world: 300 users, 200 items, 9,000 interactions."""
     world = SimulatedConfig(users=300, items=200, interactions=9_000, clusters=8)
-    directory = tmp_path_factory.mktemp("tiny") / "prepared"
-    return _prepare(directory, PrepareConfig(simulated=world, positives="rating >= 3"))
+    config = PrepareConfig(simulated=world, positives="rating >= 3")
+    return made_once("tiny-prepared", lambda directory: _prepare(directory, config))
 
 
 @pytest.fixture(scope="session")
-def tiny_split(tiny_prepared: Path) -> Path:
+def tiny_split(made_once: Callable[..., Path], tiny_prepared: Path) -> Path:
     """The split directory, by time, of the same world; read it with `load_split`."""
-    return _split(tiny_prepared.parent / "split", SplitConfig(validation=0.1), prepared=tiny_prepared)
+    config = SplitConfig(validation=0.1)
+    return made_once("tiny-split", lambda directory: _split(directory, config, prepared=tiny_prepared))
 
 
 def _prepare(directory: Path, config: PrepareConfig) -> Path:
@@ -100,9 +152,6 @@ def tiny_recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(made_once: Callable[..., Path], tiny_recipe: Recipe) -> Path:
     """The directory of a whole run of the tiny recipe; tests only read it."""
-    directory = tmp_path_factory.mktemp("run") / "tiny"
-    for _ in steps.run(tiny_recipe, out=directory):
-        pass
-    return directory
+    return made_once("tiny-run", lambda directory: list(steps.run(tiny_recipe, out=directory)))

@@ -289,11 +289,10 @@ def joined_model(
 @pytest.fixture(scope="module")
 def joined_report(joined_recipe: Recipe, tiny_run: Path, joined_model: Path) -> dict[str, Any]:
     """The report of that model."""
-    return report_of(joined_recipe, tiny_run, joined_model)
+    return report_of(joined_recipe, tiny_run, joined_model, out=joined_model.parent / "report")
 
 
-def report_of(recipe: Recipe, run: Path, model: Path) -> dict[str, Any]:
-    out = run.parent / "reports" / model.name
+def report_of(recipe: Recipe, run: Path, model: Path, *, out: Path) -> dict[str, Any]:
     steps.evaluate(recipe, split=run / "split", model=model, out=out)
     found: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return found
@@ -345,10 +344,11 @@ def test_retrieval_alone_is_the_model_of_a_recipe_without_labels(
 
 
 def test_the_report_sets_each_task_beside_the_model_that_learned_it_alone(
-    joined_model: Path, joined_report: dict[str, Any], joined_recipe: Recipe, tiny_run: Path
+    joined_model: Path, joined_report: dict[str, Any], joined_recipe: Recipe, tiny_run: Path, tmp_path: Path
 ) -> None:
     retrieval, rating = (
-        report_of(joined_recipe, tiny_run, joined_model / "single" / task) for task in ("retrieval", "rating")
+        report_of(joined_recipe, tiny_run, joined_model / "single" / task, out=tmp_path / task)
+        for task in ("retrieval", "rating")
     )
     for name, protocol in joined_report["protocols"].items():
         itself = retrieval["protocols"][name]["contenders"]["retrieval"]

@@ -20,7 +20,7 @@ Ladders = tuple[tuple[Setting, ...], ...]
 K = 100
 LINKS, BUILD_DEPTH = 32, 128
 """Of every graph: the same for each library that builds one."""
-REORDERED = (2, 3, 5, 8)
+REORDERED = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 20)
 """Items scored again, as multiples of K."""
 DEPTHS = tuple(round(K * 2 ** (step / 4)) for step in range(26))
 """Candidates weighed by a graph's search: 100 to 7,600."""
@@ -195,13 +195,15 @@ class Usearch:
 class Scann:
     """Lists of half-bytes, each for two numbers, learned with its anisotropic loss; the best scored again."""
 
-    ladders: Ladders = tuple(tuple({"reorder": times * K, "leaves": each} for each in LEAVES) for times in REORDERED)
+    ladders: Ladders = tuple(
+        tuple({"reorder": round(times * K), "leaves": each} for each in LEAVES) for times in REORDERED
+    )
     _index: Any
 
     def build(self, embeddings: NDArray[np.float32], threads: int) -> None:
         """As many lists as ours has."""
         builder = self._tree(embeddings, threads)
-        self._index = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED[0] * K).build()
+        self._index = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(2 * K).build()
 
     def save(self, directory: Path) -> None:
         """Several files."""

@@ -37,7 +37,7 @@ class Auto:
         facts = build_index(
             IndexConfig(recall=self._recall),
             embeddings=self._embeddings,
-            queries=self._queries,
+            queries=np.repeat(self._queries, 2, axis=0),  # Every other one tunes: so all do, as they do for the peers.
             candidates=K,
             out=directory,
         )

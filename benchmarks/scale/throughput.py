@@ -3,7 +3,8 @@
 Users and items lie in clusters, and a user mostly meets what is popular in a cluster of its own. TFRS compares each
 query with the 4,096 items of its batch, ours with 1,024 shared negatives. Each side trains for the same wall time in
 processes of their own that alternate; then both are asked for 100 of all items for the same held-out interactions, by
-the same NumPy code. `ratio` is the median over the pairs, memory the most of any run beyond the arrays of the data.
+the same NumPy code. `ratio` is the median over the pairs; memory is the most that any run of ours held at once, file
+pages included, beyond the data as they are given to it: what training makes of them counts.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import tfrs_environment
 from numpy.typing import NDArray
 
 KEYS = ("ratio", "peak_gb", "recall100", "tfrs_recall100")
-OURS = Path(__file__).with_name("throughput_ours.py")
+BENCHMARKS = Path(__file__).resolve().parents[1]
 SIZES = {"small": (20_000, 10_000, 200_000), "large": (1_000_000, 500_000, 8_000_000)}
 """Users, items, interactions."""
 CLUSTERS, QUERIES, K = 250, 10_000, 100
@@ -46,7 +47,7 @@ def run(arguments: list[str]) -> dict[str, float]:
             given = [str(folder), "--seconds", str(options.seconds), "--seed", str(seed)]
             for side, command in (
                 ("tfrs", tfrs_environment.command("throughput.py", *given)),
-                ("ours", [sys.executable, str(OURS), *given]),
+                ("ours", [sys.executable, "-m", "scale.throughput_ours", *given]),
             ):
                 found[side].append(_measure(command, truth))
                 print(f"{side}: {found[side][-1]}", file=sys.stderr)
@@ -98,8 +99,8 @@ def recall(query: NDArray[Any], candidate: NDArray[Any], items: NDArray[Any], *,
 def _measure(command: list[str], truth: NDArray[np.int32]) -> dict[str, float]:
     """What a process says of itself, and how much it finds."""
     with tempfile.TemporaryDirectory() as out:
-        env = {**os.environ, **tfrs_environment.variables()}
-        done = subprocess.run([*command, "--out", out], check=True, stdout=subprocess.PIPE, text=True, env=env)
+        env, call = {**os.environ, **tfrs_environment.variables()}, [*command, "--out", out]
+        done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True, env=env, cwd=BENCHMARKS)
         told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         arrays = [np.load(Path(out) / f"{name}.npy") for name in ("query", "candidate", "items")]
     return told | {"recall": recall(*arrays, truth=truth)}

@@ -7,6 +7,7 @@ call, which compiles.
 import argparse
 import json
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def config() -> Any:
     )
 
 
+def data_bytes(data: Any) -> int:
+    """What the data take as they are given: the log's columns, the ids and their tables."""
+    columns = (data.user, data.item, data.timestamp, data.positive, data.part, *data.labels.values())
+    ids = (data.user_ids, data.item_ids)
+    texts = sum(sys.getsizeof(text) for each in ids for text in each)
+    return texts + sum(int(held.nbytes) for held in (*columns, *ids, data.users, data.items))
+
+
 def main() -> None:
     """Train, write the embeddings and say how many examples a second it was, and the most memory it took."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,21 +87,18 @@ def main() -> None:
     from twotower.training.train import build_model
 
     model, arrays = build_model(model_config, dataset=data, seed=options.seed)
-    import jax
-
     users, items, catalogue_row = arrays.users, arrays.items, arrays.catalogue_row
     steps = Steps(model, arrays, batch_size=options.batch_size, accumulator="row", seed=options.seed)
     del arrays  # They are on the device.
     examples_s, _ = steps.train(options.seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-    kept = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves((steps.stepper.arrays, data.user, data.item)))
     people = np.searchsorted(np.unique(data.user), np.load(options.folder / "query.npy"))
     asked = {key: values[people] for key, values in users.items()}
     for name, part, inputs in (("query", "query", asked), ("candidate", "candidate", items)):
         found, _ = model.apply(part, steps.state.weights, steps.state.states, inputs, steps.state.tables)
         np.save(options.out / f"{name}.npy", np.asarray(found)[:, : model.dim])
     np.save(options.out / "items.npy", catalogue_row)
-    print(json.dumps({"examples_s": examples_s, "peak_gb": peak / 1e9, "data_gb": kept / 1e9}))
+    print(json.dumps({"examples_s": examples_s, "peak_gb": peak / 1e9, "data_gb": data_bytes(data) / 1e9}))
 
 
 if __name__ == "__main__":

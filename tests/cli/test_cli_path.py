@@ -35,7 +35,7 @@ layers = [16]
 
 [train]
 epochs = 1
-batch_size = 256
+batch_size = 250
 steps_per_call = 5
 
 [evaluate]

@@ -105,4 +105,4 @@ def test_a_change_of_code_moves_one_small_layer(docker, image) -> None:
     steps = docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", image).stdout
     sizes = [int(step.split()[0]) for step in steps.splitlines() if "COPY /package" in step]
     assert len(sizes) == 1
-    assert sizes[0] < 6e6
+    assert sizes[0] < 5e6

@@ -176,6 +176,11 @@ def test_a_query_that_is_no_number_is_refused(index: Index, queries: NDArray[np.
         index.search(broken, 5)
 
 
+def test_a_query_of_huge_numbers_is_searched_with(index: Index, queries: NDArray[np.float32]) -> None:
+    huge = queries[:3] * np.float32(2**100)  # The sum of its squares is more than a float32 holds.
+    np.testing.assert_array_equal(index.search(huge, 5)[0], index.search(queries[:3], 5)[0])
+
+
 @pytest.mark.parametrize("shape", [(DIM,), (2, DIM - 1), (1, 1, DIM)])
 def test_queries_of_another_shape_are_refused(index: Index, shape: tuple[int, ...]) -> None:
     with pytest.raises(RequestError, match=f"width {DIM}"):

@@ -53,6 +53,18 @@ def test_the_best_come_with_their_scores_and_equal_ones_by_row(index: ScannIndex
 
 
 @needs_scann
+def test_a_query_alone_gets_the_answer_that_it_gets_among_others(index: ScannIndex) -> None:
+    near, queries = index.reaching(Reach(depth=20, lists=10, rescored=60)), index.embeddings[:40]
+    for allowed in (None, np.arange(ITEMS) % 3 > 0):
+        rows, scores = near.search(queries, 20, allowed=allowed)
+        for line in range(40):
+            row, score = near.search(queries[line : line + 1], 20, allowed=allowed)
+            assert row.dtype == rows.dtype == np.int64
+            np.testing.assert_array_equal(row, rows[line : line + 1])
+            np.testing.assert_array_equal(score, scores[line : line + 1])
+
+
+@needs_scann
 @pytest.mark.parametrize("share", [0.04, 0.2, 0.9])
 def test_only_what_is_allowed_comes_and_so_many_do(index: ScannIndex, share: float) -> None:
     allowed = np.random.default_rng(2).random(ITEMS) < share
@@ -86,6 +98,8 @@ def test_saved_and_loaded_it_answers_the_same_and_equal_embeddings_give_equal_fi
     assert written[0] == written[1]
     assert not [path for path in written[0] if path.suffix in (".pkl", ".pbtxt")]
     loaded = load_index(tmp_path / "one")
+    assert isinstance(loaded, ScannIndex)
+    assert loaded.lists == index.lists == 77  # The root of 6,000.
     for found, expected in zip(
         loaded.search(index.embeddings[:50], 30), index.search(index.embeddings[:50], 30), strict=True
     ):
@@ -121,6 +135,16 @@ def test_lists_over_other_embeddings_are_refused(index: ScannIndex, tmp_path: Pa
     np.save(tmp_path / "embeddings.npy", index.embeddings[:-1])
     (tmp_path / "index.json").write_text(json.dumps({"kind": "scann", "items": ITEMS - 1, "dim": DIM}))
     with pytest.raises(ArtifactError, match="scann: not readable"):
+        load_index(tmp_path)
+
+
+@needs_scann
+def test_who_serves_such_an_index_without_the_library_is_told_which_one_and_what_to_install(
+    index: ScannIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_index(index, tmp_path)
+    monkeypatch.setitem(sys.modules, "scann.scann_ops.py", None)
+    with pytest.raises(MissingExtraError, match=rf'^{tmp_path}/scann: scann is .*pip install "twotower\[scann\]"'):
         load_index(tmp_path)
 
 

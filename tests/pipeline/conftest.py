@@ -24,7 +24,8 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 kfp_api = _load("kfp_api", Path(__file__).with_name("kfp_api.py"))
-"""The test files import it by its name, as they do `kube_api`."""
+"""The test files import it by its name, as they do the others."""
+_load("local_runs", Path(__file__).with_name("local_runs.py"))
 _load("kube_api", Path(__file__).parents[1] / "release" / "kube_api.py")
 
 

@@ -54,8 +54,8 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def model(recipe: Recipe, tiny_split: Path) -> Path:
-    out = tiny_split.parent / "serving" / "model"
+def model(recipe: Recipe, tiny_split: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("serving") / "model"
     steps.train(recipe, split=tiny_split, out=out)
     return out
 

@@ -70,7 +70,6 @@ def test_a_study_goes_on_with_its_trials_and_its_data(study: Path) -> None:
     assert told == ["trials that are there already: 2; to go: 0"]
 
 
-@pytest.mark.slow
 def test_a_pruned_trial_leaves_nothing_and_its_worker_takes_the_next(study: Path, tmp_path: Path) -> None:
     context = get_context("spawn")
     pipe, other = context.Pipe()

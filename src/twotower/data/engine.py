@@ -4,7 +4,7 @@ Expressions are the same on both. What engines do not agree on has a name here, 
 which text is a number or a moment, how a recipe's SQL is run, how a fault is told, and who reads a file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,28 +85,19 @@ def open_engine(config: PrepareConfig) -> Iterator[Engine]:
             yield session
 
 
-# Functions that every engine defines when it starts; what stands here tells Ibis their types and is never run.
+def _function(name: str, *, takes: str, gives: str) -> Callable[[ir.Value], ir.Value]:
+    """A function that every engine defines under this name when it starts; Ibis is told no more than its types."""
+    told: Callable[[ir.Value], ir.Value] = ibis.udf.scalar.builtin(
+        lambda value: value, name=name, signature=((takes,), gives)
+    )
+    return told
 
 
-@ibis.udf.scalar.builtin(name="twotower_number", signature=(("string",), "float64"))  # type: ignore[untyped-decorator]
-def number_from_text(text: ir.Value) -> ir.Value:
-    """The number that a text spells, or null."""
-    raise NotImplementedError
-
-
-@ibis.udf.scalar.builtin(name="twotower_moment", signature=(("string",), "timestamp(6)"))  # type: ignore[untyped-decorator]
-def moment_from_text(text: ir.Value) -> ir.Value:
-    """The moment that a text spells by ISO 8601, in UTC and without a zone, or null."""
-    raise NotImplementedError
-
-
-@ibis.udf.scalar.builtin(name="twotower_moment_at", signature=(("int64",), "timestamp(6)"))  # type: ignore[untyped-decorator]
-def moment_at(microseconds: ir.Value) -> ir.Value:
-    """The moment so many microseconds after 1970."""
-    raise NotImplementedError
-
-
-@ibis.udf.scalar.builtin(name="twotower_fraction_id", signature=(("float64",), "string"))  # type: ignore[untyped-decorator]
-def id_from_fraction(number: ir.Value) -> ir.Value:
-    """The id that a number is which is not whole, or too large to be exact."""
-    raise NotImplementedError
+number_from_text = _function("twotower_number", takes="string", gives="float64")
+"""The number that a text spells, or null."""
+moment_from_text = _function("twotower_moment", takes="string", gives="timestamp(6)")
+"""The moment that a text spells by ISO 8601, in UTC and without a zone, or null."""
+moment_at = _function("twotower_moment_at", takes="int64", gives="timestamp(6)")
+"""The moment so many microseconds after 1970."""
+id_from_fraction = _function("twotower_fraction_id", takes="float64", gives="string")
+"""The id that a number is which is not whole, or too large to be exact."""

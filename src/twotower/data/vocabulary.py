@@ -37,7 +37,10 @@ class Vocabulary:
         table = pa.table({"value": value, "count": counts.field("counts")}).drop_null()
         table = table.group_by("value").aggregate([("count", "sum")])
         table = table.sort_by([("count_sum", "descending"), ("value", "ascending")])
-        return cls(table["value"].combine_chunks())
+        found = cls(table["value"].combine_chunks())
+        del counts, value, table
+        pa.default_memory_pool().release_unused()  # Arrow would keep what counting and sorting have taken.
+        return found
 
     @property
     def size(self) -> int:

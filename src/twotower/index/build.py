@@ -16,7 +16,7 @@ from twotower.index.contract import Index, checked_queries
 from twotower.index.exact import ExactIndex
 from twotower.index.graph import HnswIndex
 from twotower.index.inverted import IvfIndex
-from twotower.index.partitioned import SCANNED, ScannIndex, is_installed
+from twotower.index.partitioned import CHOICES, SCANNED, ScannIndex, is_installed
 from twotower.index.tune import Listed, kth_score, shares_found, tuned, widest
 
 DESCRIPTION = "index.json"
@@ -91,7 +91,14 @@ def _approximate(
     first = next(lists)
     if not len(queries):
         return first
-    found = tuned(chain((first,), lists), exact, queries=queries, depth=candidates, recall=config.recall)
+    found = tuned(
+        chain((first,), lists),
+        exact,
+        queries=queries,
+        depth=candidates,
+        recall=config.recall,
+        by_clock=config.kind == "auto",
+    )
     return found or (None if config.kind == "auto" else first.reaching(widest(first, depth=candidates)))
 
 
@@ -99,7 +106,8 @@ def _lists(config: IndexConfig, exact: ExactIndex) -> Iterator[Listed]:
     """The lists to choose from, each made when it is its turn: ScaNN's where `auto` finds it installed."""
     is_worth_it = config.kind == "auto" and len(exact.embeddings) > SCANNED and is_installed()
     if config.kind == ScannIndex.kind or is_worth_it:
-        yield ScannIndex.build(exact.embeddings)
+        for per_root, seed in CHOICES:
+            yield ScannIndex.build(exact.embeddings, per_root=per_root, seed=seed)
     else:
         index = IvfIndex.build(exact.embeddings)
         yield index

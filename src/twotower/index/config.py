@@ -25,8 +25,8 @@ class IndexConfig:
     core, 64 wide, for the best 300 of a trained model: both take .13 ms at 20,000 items; `exact` takes 1.2 ms at
     100,000 and 15 ms at 1,000,000, `ivf` .13 and .2 ms."""
     recall: Annotated[float, Gt(0), Le(1)] = 0.985
-    """ivf, scann: the least share of the exact best `evaluate.candidates` that is to be found. The number of lists read
-    is the smallest that reaches it on test queries."""
+    """ivf, scann: the least share of the exact best `evaluate.candidates` that is to be found. Of what
+    reaches it on test queries, the cheapest by what its parts take is built; `auto` times the cheapest few."""
     links: Annotated[int, Gt(1)] = 32
     """hnsw: neighbours per item; more find more and take more memory."""
     build_depth: Annotated[int, Gt(0)] = 100

@@ -3,6 +3,7 @@
 A new index is a class with these members, one line in `build.KINDS` and one line in the contract test.
 """
 
+import math
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -63,7 +64,8 @@ def checked_queries(queries: NDArray[np.float32], k: int, *, dim: int) -> NDArra
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise RequestError(f"search: queries have shape {queries.shape}, the index holds embeddings of width {dim}.")
     checked = np.ascontiguousarray(queries, np.float32)
-    if not (finite := np.isfinite(checked)).all():
+    if not math.isfinite(np.vdot(checked, checked)) and not (finite := np.isfinite(checked)).all():
+        # The first is NaN or infinite where a value is, or where they are huge, and takes a third of the second's time.
         wrong = int(np.argmin(finite.all(axis=1)))
         raise RequestError(f"search: query {wrong} holds NaN or infinite values. Look at the features behind it.")
     return checked

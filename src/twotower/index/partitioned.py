@@ -32,8 +32,18 @@ SCANNED = 30_000
 """Allowed items up to which each is scored, and no list is made; measured as in `inverted.py`."""
 FEW = 4
 """Fewer items than so many times those to be scored again are all scored at once."""
-SAMPLED_PER_LIST = 64
-"""Items of each list that its centre is learned from."""
+PER_ROOT = 1.0
+"""How many lists there are, as a multiple of `sqrt(I)`, where no other number is asked for."""
+CHOICES = ((1.0, 1), (2.8, 2), (1.0, 3))
+"""Numbers of lists, as multiples of `sqrt(I)`, and seeds to choose from. At a million items, 64 wide, beside twice the
+root, trained embeddings took a seventh to a fifth less time in fewer lists, clustered ones a fifth to a third in more.
+Two seeds, because codes come out well or badly by chance: of eleven over trained embeddings, three missed twice as many
+of the best hundred among 300 scored again."""
+SAMPLED_PER_ROOT = 128
+"""Items that the centres are learned from, as a multiple of `sqrt(I)`."""
+FEWEST_SAMPLED = 1
+"""A centre with fewer of these begins anew elsewhere. ScaNN's own 50 leave hardly one at rest that is learned from 64:
+eight times as many lists had to be read of clustered embeddings."""
 ANISOTROPY = 0.2
 """From which inner product on, for unit vectors, errors along the embedding count for more: the value that the authors
 give in their examples."""
@@ -52,39 +62,42 @@ class ScannIndex:
     kind: ClassVar[str] = "scann"
     codes: ClassVar[Codes] = "scann"
 
-    def __init__(self, embeddings: NDArray[np.float32], searcher: Any, *, reach: Reach) -> None:
+    def __init__(self, embeddings: NDArray[np.float32], searcher: Any, *, lists: int, reach: Reach) -> None:
         """Hold `[I, D]` embeddings and ScaNN's own object over them; None where they are few enough to score all."""
         self._exact = ExactIndex(embeddings)
         self._searcher = searcher
+        self.lists = lists
         self.reach = reach
+        items, self._dim = embeddings.shape
+        is_worth_it = searcher is not None and FEW * reach.rescored <= items
+        self._near = reach.depth if is_worth_it else 0
+        """The largest `k` for which the lists are read as the reach has it."""
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
         """`[I, D]`, by row of the catalogue."""
         return self._exact.embeddings
 
-    @property
-    def lists(self) -> int:
-        """How many lists there are."""
-        return max(1, round(2 * math.sqrt(len(self.embeddings))))
-
     @classmethod
-    def build(cls, embeddings: NDArray[np.float32]) -> Self:
-        """Put `[I, D]` embeddings into about `2 sqrt(I)` lists, by all cores.
+    def build(cls, embeddings: NDArray[np.float32], *, per_root: float = PER_ROOT, seed: int = 1) -> Self:
+        """Put `[I, D]` embeddings into about `per_root * sqrt(I)` lists, by all cores.
 
-        A search reads an eighth of them, which is wide enough for most; `tune.tuned` finds what is.
+        A search reads an eighth of them, which is wide enough for most; `tune.tuned` finds what is. The seed decides
+        the first centres and the codes.
 
         Raises:
             MissingExtraError: there are more than a few, and ScaNN is not installed.
         """
         checked = checked_embeddings(embeddings)
-        index = cls(checked, None, reach=Reach(depth=DEPTH, lists=1, rescored=5 * DEPTH))
-        reach = Reach(depth=DEPTH, lists=-(-index.lists // 8), rescored=5 * DEPTH)
-        return cls(checked, _built(checked, index.lists) if len(checked) > SCANNED else None, reach=reach)
+        lists = max(1, round(per_root * math.sqrt(len(checked))))
+        reach = Reach(depth=DEPTH, lists=-(-lists // 8), rescored=5 * DEPTH)
+        return cls(
+            checked, _built(checked, lists, seed=seed) if len(checked) > SCANNED else None, lists=lists, reach=reach
+        )
 
     def reaching(self, reach: Reach) -> Self:
         """The same lists, searched further or less far."""
-        return type(self)(self.embeddings, self._searcher, reach=reach)
+        return type(self)(self.embeddings, self._searcher, lists=self.lists, reach=reach)
 
     def codes_read(self, queries: NDArray[np.float32], lists: int) -> float:
         """How many items a search of so many lists reads the codes of, about; which ones, ScaNN does not tell."""
@@ -99,8 +112,11 @@ class ScannIndex:
         ScaNN cannot be told what is allowed: so many more are asked for that enough of them should be. A query for
         which they are not, is answered exactly.
         """
-        items, dim = self.embeddings.shape
-        checked = checked_queries(queries, k, dim=dim)
+        checked = checked_queries(queries, k, dim=self._dim)
+        if allowed is None and k <= self._near and len(checked) == 1:  # As a server asks, which feels every line.
+            found, scored = self._found(checked[0], k, reach=self.reach)
+            return found.astype(np.int64)[None], scored[None]
+        items = len(self.embeddings)
         places = items if allowed is None else int(np.count_nonzero(checked_allowed(allowed, items=items)))
         if self._searcher is None or places <= min(SCANNED, items - 1):
             return self._exact.search(checked, k, allowed=allowed)
@@ -110,20 +126,28 @@ class ScannIndex:
         rescored = -(-reach.rescored * items // places)
         if FEW * rescored > items:
             return self._exact.search(checked, k, allowed=allowed)
+        reach = Reach(depth=k, lists=min(reach.lists, self.lists), rescored=rescored)
         rows, scores = np.empty((len(checked), k), np.int64), np.empty((len(checked), k), np.float32)
-        lists, most = min(reach.lists, self.lists), k if allowed is None else rescored
         for line, query in enumerate(checked):
-            found, scored = self._searcher.search(query, most, rescored, lists)
-            if allowed is not None:
-                kept = np.flatnonzero(allowed[found])[:k]
-                found, scored = found[kept], scored[kept]
-            if len(found) < k:
-                found, scored = (each[0] for each in self._exact.search(query[None], k, allowed=allowed))
-            elif (scored[1:] == scored[:-1]).any():
-                order = np.lexsort((found, -scored))
-                found, scored = found[order], scored[order]
-            rows[line], scores[line] = found, scored
+            rows[line], scores[line] = self._found(query, k, reach=reach, allowed=allowed)
         return rows, scores
+
+    def _found(
+        self, query: NDArray[np.float32], k: int, *, reach: Reach, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.integer[Any]], NDArray[np.float32]]:
+        """The best `k` for one query."""
+        most = k if allowed is None else reach.rescored
+        found, scored = self._searcher.search(query, most, reach.rescored, reach.lists)
+        if allowed is not None:
+            kept = np.flatnonzero(allowed[found])[:k]
+            found, scored = found[kept], scored[kept]
+        if len(found) < k:
+            rows, scores = self._exact.search(query[None], k, allowed=allowed)
+            return rows[0], scores[0]
+        if np.count_nonzero(scored[1:] == scored[:-1]):
+            order = np.lexsort((found, -scored))
+            return found[order], scored[order]
+        return found, scored
 
     def save(self, directory: Path) -> None:
         """Write `embeddings.npy`, `reach.json` and, where there are lists, ScaNN's files in a folder of their own."""
@@ -133,6 +157,7 @@ class ScannIndex:
             return
         (directory / FOLDER).mkdir()
         self._searcher.serialize(str(directory / FOLDER), True)
+        _put_in_order(directory / FOLDER)
         for name in (DATASET, LISTED):
             (directory / FOLDER / name).unlink()
 
@@ -147,17 +172,18 @@ class ScannIndex:
         embeddings, reach = load_embeddings(directory), Reach.load(directory)
         folder = directory / FOLDER
         if len(embeddings) <= SCANNED and not folder.exists():
-            return cls(embeddings, None, reach=reach)
+            return cls(embeddings, None, lists=reach.lists, reach=reach)
         assets = "".join(f'assets {{ asset_type: {kind} asset_path: "{path}" }}\n' for kind, path in ASSETS.items())
         try:
-            searcher = _scann().scann_pybind.ScannNumpy(str(folder), assets)
+            searcher = _scann(f"{folder}: ").scann_pybind.ScannNumpy(str(folder), assets)
             listed = len(np.load(folder / ASSETS["AH_DATASET_NPY"], mmap_mode="r", allow_pickle=False))
             if listed != len(embeddings):
                 raise ValueError(f"lists of {listed} items over {len(embeddings)} embeddings")
+            lists = 1 + int(np.load(folder / ASSETS["TOKENIZATION_NPY"], mmap_mode="r", allow_pickle=False).max())
         except (RuntimeError, ValueError) as fault:
             reason = str(fault).splitlines()[0]
             raise ArtifactError(f"{folder}: not readable ({reason}). Build the index again.") from fault
-        return cls(embeddings, searcher, reach=reach)
+        return cls(embeddings, searcher, lists=lists, reach=reach)
 
 
 def is_installed() -> bool:
@@ -169,27 +195,48 @@ def is_installed() -> bool:
     return True
 
 
-def _built(embeddings: NDArray[np.float32], lists: int) -> Any:
+def _built(embeddings: NDArray[np.float32], lists: int, *, seed: int) -> Any:
     """ScaNN's own object: lists by distance, codes for two numbers each, the best scored by the embeddings."""
-    builder = _scann().builder(embeddings, DEPTH, "dot_product").set_n_training_threads(os.cpu_count() or 1)
-    sampled = min(len(embeddings), SAMPLED_PER_LIST * lists)
+    builder = _scann().builder(embeddings, DEPTH, "dot_product")
+    sampled = min(len(embeddings), round(SAMPLED_PER_ROOT * math.sqrt(len(embeddings))))
     listed = builder.tree(
         num_leaves=lists,
         num_leaves_to_search=-(-lists // 8),
         training_sample_size=sampled,
-        random_init=False,  # By k-means++, which begins alike each time.
+        min_partition_size=FEWEST_SAMPLED,
     )
-    coded = listed.score_ah(2, anisotropic_quantization_threshold=ANISOTROPY)
-    return coded.reorder(5 * DEPTH).build().searcher
+    coded = listed.score_ah(2, anisotropic_quantization_threshold=ANISOTROPY).reorder(5 * DEPTH)
+    config = coded.create_config()
+    for part in ("partitioning {", "asymmetric_hash {"):  # The builder has no argument for it.
+        config = config.replace(part, f"{part} clustering_seed: {seed}")
+    return _scann().create_searcher(embeddings, config, os.cpu_count() or 1).searcher
 
 
-def _scann() -> Any:
-    """The part of ScaNN that takes NumPy's arrays."""
+def _put_in_order(folder: Path) -> None:
+    """Number the lists by their centres: ScaNN numbers them by chance, so equal ones would be written unlike."""
+    from scann.partitioning.partitioner_pb2 import SerializedPartitioner
+
+    partitioner = SerializedPartitioner()
+    partitioner.ParseFromString((folder / ASSETS["PARTITIONER"]).read_bytes())
+    root = partitioner.kmeans.kmeans_tree.root
+    centres = [list(centre.dimension) for centre in root.centers]
+    order = sorted(range(len(centres)), key=centres.__getitem__)
+    for centre, place in zip(root.centers, order, strict=True):
+        centre.dimension[:] = centres[place]
+    (folder / ASSETS["PARTITIONER"]).write_bytes(partitioner.SerializeToString(deterministic=True))
+    numbers = np.empty(len(order), np.int32)
+    numbers[order] = np.arange(len(order))
+    path = folder / ASSETS["TOKENIZATION_NPY"]
+    np.save(path, numbers[np.load(path, allow_pickle=False)], allow_pickle=False)
+
+
+def _scann(where: str = "") -> Any:
+    """The part of ScaNN that takes NumPy's arrays; a fault begins with where it is needed."""
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as fault:
         raise MissingExtraError(
-            'scann is not installed, and an index of kind "scann" needs it: pip install "twotower[scann]" (on Linux), '
-            'or build the index again with index.kind = "ivf".'
+            f'{where}scann is not installed, and an index of kind "scann" needs it: pip install "twotower[scann]" (on '
+            'Linux), or build the index again with index.kind = "ivf".'
         ) from fault
     return scann_ops_pybind

@@ -7,13 +7,12 @@ respect to the rows that a batch reads, so that a step costs as much as its batc
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from twotower.data.feature_encoders import FeatureEncoder, HistoryEncoder
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.schema import MultiCategoryFeature, SequenceFeature, TextFeature
+from twotower.model.backend import keras, ops
 from twotower.model.sequence import IdleTime, SequenceState
 
 Tensors = Mapping[str, Any]

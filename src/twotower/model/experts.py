@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import keras
-from keras import ops
+from twotower.model.backend import keras, ops
 
 
 class MixtureOfExperts(keras.layers.Layer):

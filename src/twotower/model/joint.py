@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
+from twotower.model.backend import keras
 from twotower.model.blocks import count_blocks, sum_by_blocks
 from twotower.model.config import MET, RETRIEVAL, ModelConfig
 from twotower.model.encoders import table_shapes

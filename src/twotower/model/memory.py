@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
+
+from twotower.model.backend import keras, ops
 
 
 class HistoryMemory(keras.layers.Layer):

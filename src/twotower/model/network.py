@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.trends import TREND_FEATURES
 from twotower.errors import ArtifactError
+from twotower.model.backend import keras, ops
 from twotower.model.config import ModelConfig
 from twotower.model.encoders import ITEM_TABLE, build_encoders, sequence_of, table_shapes
 from twotower.model.memory import HistoryMemory

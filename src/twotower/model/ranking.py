@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-import keras_rs
-from keras import ops
-
+from twotower.model.backend import keras, keras_rs, ops
 from twotower.model.config import MET, LabelConfig, RankingConfig
 from twotower.model.experts import MixtureOfExperts
 from twotower.model.memory import Recall

@@ -7,11 +7,10 @@ a server the last one alone, by the same weights.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from twotower.data.schema import SequenceFeature
+from twotower.model.backend import keras, ops
 
 WAVES = 8
 """Numbers that tell a span of time: bumps over its logarithm, from a minute to years."""

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import keras
-import keras_rs
-from keras import ops
-
 from twotower.errors import RecipeError
+from twotower.model.backend import keras, keras_rs, ops
 from twotower.model.config import TowerConfig
 from twotower.model.encoders import HistoryPools, Tensors
 

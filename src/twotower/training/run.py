@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from twotower.data.pieces import digest
 from twotower.data.split import VALIDATION, SplitDataset
 from twotower.errors import TrainingError
 from twotower.evaluation.names import LABEL_METRICS
+from twotower.model.backend import keras
 from twotower.model.joint import JointModel
 from twotower.model.task_weights import gradient_balanced, uncertainty_weights
 from twotower.training.alarms import allowed_items, loss_alarms, popularity_alarms

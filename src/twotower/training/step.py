@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from twotower.data.feature_encoders import DAY, PADDING
 from twotower.data.fitted_features import FittedFeatures
 from twotower.data.schema import HistoryFeature, IdFeature, SequenceFeature
 from twotower.data.trends import lookup
+from twotower.model.backend import keras
 from twotower.model.config import MET, ModelConfig
 from twotower.model.encoders import ITEM_TABLE, lookups, sequence_of
 from twotower.model.joint import SHARED, JointModel, Tables, Weights
