@@ -93,7 +93,13 @@ class JointModel(Network):
         self, query_inputs: Mapping[str, Any], candidate_inputs: Mapping[str, Any], *, label_means: NDArray[np.float32]
     ) -> None:
         """Make every weight; predictions begin at the labels' means."""
-        self.call_once(query_inputs, candidate_inputs, self.tables)
+        if any(":" in tower.network for tower in (self.config.query_tower, self.config.candidate_tower)):
+            # A layer of the user's own may do more in its first call than ask for weights.
+            self.call_once(query_inputs, candidate_inputs, self.tables)
+        else:
+            # Traced, not run, as each operation of a call is a program to compile. Keras then draws the weights.
+            with keras.StatelessScope():
+                jax.eval_shape(self.call_once, query_inputs, candidate_inputs, self.tables)
         if "ranking" in self.layers:
             self.layers["ranking"].begin_at(label_means.tolist())
 
