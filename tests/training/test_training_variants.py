@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from twotower.data.batches import TrainingArrays
+from twotower.data.fitted_features import fit_features
 from twotower.data.prepare import PrepareConfig
 from twotower.data.schema import HistoryFeature, IdFeature, MultiCategoryFeature, SequenceFeature
 from twotower.data.sources.simulated import SimulatedConfig
@@ -23,7 +24,7 @@ from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner
 from twotower.training.progress import Trained
 from twotower.training.step import Stepper, decayed
-from twotower.training.train import build_model, train
+from twotower.training.train import build_model, sample_inputs, train
 
 SEQUENCE = (SequenceFeature(kind="sequence", length=10, blocks=1),)
 ITEM = IdFeature(kind="id", column="item_id", dim=16)
@@ -151,6 +152,49 @@ def stepper_of(model: JointModel, arrays: TrainingArrays) -> Stepper:
         decay_steps=0,
         seed=1,
     )
+
+
+@pytest.mark.parametrize("query", [MODEL.query, SEQUENCE], ids=["history", "sequence"])
+def test_layers_that_were_only_traced_begin_as_if_they_had_been_called(
+    dataset: SplitDataset, query: tuple[HistoryFeature | SequenceFeature, ...]
+) -> None:
+    config = replace(
+        MODEL,
+        query=query,
+        query_tower=TowerConfig(network="cross", layers=(16,)),
+        ranking=replace(MODEL.ranking, experts=2),
+        task_weights="uncertainty",
+    )
+    features = fit_features(config.query, config.candidate, dataset=dataset)
+    inputs = sample_inputs(features, dataset)
+    traced = JointModel(config, features=features, seed=1)
+    traced.build(*inputs, label_means=np.array([0.5, 3.0], np.float32))
+    called = JointModel(config, features=features, seed=1)
+    called.call_once(*inputs, called.tables)
+    called.layers["ranking"].begin_at([0.5, 3.0])
+    jax.tree.map(np.testing.assert_array_equal, traced.weights(), called.weights())
+    jax.tree.map(np.testing.assert_array_equal, traced.states(), called.states())
+
+
+def test_what_tells_the_gradient_norms_is_compiled_once_beside_the_steps(dataset: SplitDataset) -> None:
+    ranking = replace(MODEL.ranking, labels=MODEL.ranking.labels[1:], memory=0, trends=False)
+    model, arrays = build_model(replace(MODEL, ranking=ranking), dataset=dataset, seed=1)
+    stepper = stepper_of(model, arrays)
+    plan, state = Planner(arrays, batch_size=64, sequence=None, seed=1).epoch(0), stepper.start()
+    compiled = list[str]()
+
+    def listen(event: str, duration_secs: float, **told: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(str(told.get("fun_name", "")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    stepper.expect_gradient_norms(state, plan)
+    state, _ = stepper.run(state, plan.part(0, 2))
+    stepper.expect_gradient_norms(state, plan)
+    norms = stepper.gradient_norms(state, plan)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert all(norm > 0 for norm in norms.values())
+    assert [name for name in compiled if "norms" in name] == ["jit(_gradient_norms)"]
 
 
 def first_batch(stepper: Stepper, arrays: TrainingArrays, *, seed: int) -> tuple[Any, dict[str, Any]]:

@@ -43,6 +43,7 @@ def gather_facts(dataset: SplitDataset, features: FittedFeatures) -> Facts:
     """What training and evaluation get from this data set by these features."""
     by_time = dataset.metadata.get("protocol") == "time"
     arrays = TrainingArrays.build(dataset, features, labels=())
+    assert arrays.trends is not None, "everything is built"
     queries = ({"successive": successive(dataset)} if by_time else {}) | {"static": static(dataset)}
     trends = {}
     for name, asked in queries.items():
@@ -256,8 +257,9 @@ def _more(given: NDArray[np.int32], *, expected: list[int], asked_for: list[int]
 def _popularity(dataset: SplitDataset, facts: Facts) -> Check:
     """What is known of an item's popularity at a moment counts only what was strictly earlier, of parts to be known."""
     name, train = "popularity at a moment", dataset.timestamp[dataset.part == TRAIN]
-    trends = facts.arrays.trends
-    fault = _miscounted(dataset, trends, snapshot=facts.arrays.snapshot, moment=train, parts=(TRAIN,))
+    learned = facts.arrays.trends
+    assert learned is not None, "everything is built"
+    fault = _miscounted(dataset, learned, snapshot=facts.arrays.snapshot, moment=train, parts=(TRAIN,))
     if fault:
         return Check(name=name, passed=False, detail=f"training, {fault}")
     for protocol, queries in facts.queries.items():

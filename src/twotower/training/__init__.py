@@ -7,5 +7,5 @@ watches), `alarms` (a model that has learned nothing), `checkpoints`, `distribut
 `launch` (their start and end on one machine), `warm_start` (beginning where an earlier model ended), `calibration`
 (predictions that can be taken literally), `order` (how much ranking has a say), `fit` (all of these: a model's
 directory), `single_tasks` (models of one task each, to be set beside the joint one), `compiled` (what the next run need
-not compile).
+not compile, and what is compiled beside).
 """

@@ -67,6 +67,34 @@ def localise(table: Array, inputs: Mapping[str, Array], *, owner: Array, step: i
     return LocalRows(rows, values, local, owner)
 
 
+def localise_all(
+    tables: Mapping[str, Array],
+    batch: Mapping[str, dict[str, Array]],
+    *,
+    lookups: Mapping[str, Mapping[str, str]],
+    owners: Mapping[str, Array],
+    step: int | Array,
+) -> dict[str, LocalRows]:
+    """Gather every table's rows, and let the batch's inputs point into these instead.
+
+    Args:
+        tables: By name.
+        batch: Group of inputs -> input -> row numbers; what `lookups` names is replaced.
+        lookups: Group of inputs -> input -> the table whose rows it holds.
+        owners: By table, as for `localise`.
+        step: As for `localise`.
+    """
+    found = {}
+    for name, table in tables.items():
+        uses = [(group, key) for group, keys in lookups.items() for key, used in keys.items() if used == name]
+        ids = {f"{group}/{key}": batch[group][key] for group, key in uses}
+        local = localise(table, ids, owner=owners[name], step=step)
+        for group, key in uses:
+            batch[group][key] = local.inputs[f"{group}/{key}"]
+        found[name] = local
+    return found
+
+
 def new_accumulator(table: Array, kind: Accumulator) -> Array:
     """Zeros for the sums of squared gradients: one per row, or one per element."""
     return jnp.zeros((table.shape[0], 1) if kind == "row" else table.shape, jnp.float32)

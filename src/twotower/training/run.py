@@ -98,6 +98,8 @@ class Run:
         for part in self.supply.epoch(number, step=self.step_in_epoch):
             if part.arrays is not None:
                 self.stepper.arrays = replicate(dict(part.arrays))
+            if len(self.model.tasks) > 1:
+                self.stepper.expect_gradient_norms(self.state, part.plan)
             for start in range(0, part.plan.steps, self.config.steps_per_call):
                 chunk = part.plan.part(start, start + self.config.steps_per_call)
                 for name, value in self._call(chunk, number).items():

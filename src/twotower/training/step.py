@@ -1,6 +1,7 @@
 """One training step: gather a batch, differentiate, update weights and the rows that the batch read."""
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ from twotower.model.joint import SHARED, JointModel, Tables, Weights
 from twotower.model.retrieval import takes_all
 from twotower.model.sampling import draw_uniform
 from twotower.model.task_weights import Balance, gradient_norms
+from twotower.training.compiled import compile_beside, optimised
 from twotower.training.distributed import by_rows, deal_examples, deal_rows, everywhere, replicate
-from twotower.training.embeddings import LocalRows, adagrad, localise, new_accumulator, new_owner
+from twotower.training.embeddings import adagrad, localise_all, new_accumulator, new_owner
 
 GATHERED = (
     *("users", "context", "items", "user", "item", "second", "first", "end", "last", "history_rows", "history_seconds"),
@@ -78,6 +80,9 @@ BY_ROWS = frozenset({"tables", "accumulators"})
 class Stepper:
     """Compiled training steps for one model on one set of arrays."""
 
+    _norms_coming: "Future[Any] | None" = None
+    """The program of `gradient_norms`, where it was asked for before it is needed."""
+
     def __init__(
         self,
         model: JointModel,
@@ -119,8 +124,9 @@ class Stepper:
         self.seed = seed
         self.reads = reads_of(model.config)
         self.arrays = replicate(on_device(arrays))
-        self._run = jax.jit(self._scan, donate_argnums=0, out_shardings=(_placed(), everywhere()))
-        self._norms = jax.jit(self._gradient_norms, out_shardings=everywhere())
+        placed = _placed(), everywhere()
+        self._run = jax.jit(self._scan, donate_argnums=0, out_shardings=placed, compiler_options=optimised(1))
+        self._norms = jax.jit(self._gradient_norms, out_shardings=everywhere(), compiler_options=optimised(0))
 
     def start(self) -> TrainState:
         """The state before the first step; the model's tables are in it, and no longer in the model."""
@@ -157,11 +163,19 @@ class Stepper:
         after: tuple[TrainState, dict[str, Array]] = self._run(state, _dealt(plan), self.arrays)
         return after
 
+    def expect_gradient_norms(self, state: TrainState, plan: Plan) -> None:
+        """Compile what `gradient_norms` will run on such a state and plan, beside the steps until then."""
+        if self._norms_coming is None:
+            lowered = self._norms.lower(state, _dealt(plan.part(0, 1)), self.arrays)
+            self._norms_coming = compile_beside(lowered)
+
     def gradient_norms(self, state: TrainState, plan: Plan) -> dict[str, float]:
         """Task -> how hard its unweighted loss pulls at what all tasks share, on a plan's first step.
 
         Shared are the towers and the embedding tables; what only the ranking head has does not count.
         """
+        if self._norms_coming is not None:
+            self._norms_coming.result()  # JAX finds the program where the thread left it.
         norms = self._norms(state, _dealt(plan.part(0, 1)), self.arrays)
         return {task: float(norm) for task, norm in norms.items()}
 
@@ -169,7 +183,7 @@ class Stepper:
         plan = Plan(*(values[0] for values in plan))
         batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
         batch["task_weights"] = state.task_weights
-        locals_ = self._localise(state.tables, batch, owners=_new_owners(state), step=0)
+        locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=_new_owners(state), step=0)
         values = {name: local.values for name, local in locals_.items()}
 
         def task_losses(weights: Weights, rows: Tables) -> tuple[dict[str, Array], Weights]:
@@ -199,7 +213,7 @@ class Stepper:
         (state, owners), (number, plan) = carried, given
         batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
         batch["task_weights"] = state.task_weights
-        locals_ = self._localise(state.tables, batch, owners=owners, step=number)
+        locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=owners, step=number)
         values = {name: local.values for name, local in locals_.items()}
         (_, (losses, states)), (weight_gradients, row_gradients) = jax.value_and_grad(
             self.model.loss, argnums=(0, 1), has_aux=True
@@ -287,20 +301,6 @@ class Stepper:
         if self.sequence is not None:  # Of all that a server sees, not of the few places gathered here.
             query["history_count"] = jnp.minimum(end - span["first"], self.history_length)
         return query, met, end
-
-    def _localise(
-        self, tables: Tables, batch: dict[str, Any], *, owners: Tables, step: int | Array
-    ) -> dict[str, LocalRows]:
-        """Gather every table's rows, and let the batch's inputs point into these instead."""
-        found = {}
-        for name, table in tables.items():
-            uses = [(tower, key) for tower, keys in self.lookups.items() for key, used in keys.items() if used == name]
-            ids = {f"{tower}/{key}": batch[tower][key] for tower, key in uses}
-            local = localise(table, ids, owner=owners[name], step=step)
-            for tower, key in uses:
-                batch[tower][key] = local.inputs[f"{tower}/{key}"]
-            found[name] = local
-        return found
 
     def _update_weights(self, state: TrainState, gradients: Weights) -> tuple[Weights, list[Array]]:
         parts = sorted(state.weights)
