@@ -32,8 +32,6 @@ SCANNED = 30_000
 """Allowed items up to which each is scored, and no list is made; measured as in `inverted.py`."""
 FEW = 4
 """Fewer items than so many times those to be scored again are all scored at once."""
-PER_ROOT = 1.0
-"""How many lists there are, as a multiple of `sqrt(I)`, where no other number is asked for."""
 CHOICES = ((1.0, 1), (2.8, 2), (1.0, 3))
 """Numbers of lists, as multiples of `sqrt(I)`, and seeds to choose from. At a million items, 64 wide, beside twice the
 root, trained embeddings took a seventh to a fifth less time in fewer lists, clustered ones a fifth to a third in more.
@@ -69,7 +67,7 @@ class ScannIndex:
         self.lists = lists
         self.reach = reach
         items, self._dim = embeddings.shape
-        is_worth_it = searcher is not None and FEW * reach.rescored <= items
+        is_worth_it = searcher is not None and FEW * reach.rescored <= items and reach.lists <= lists
         self._near = reach.depth if is_worth_it else 0
         """The largest `k` for which the lists are read as the reach has it."""
 
@@ -79,7 +77,9 @@ class ScannIndex:
         return self._exact.embeddings
 
     @classmethod
-    def build(cls, embeddings: NDArray[np.float32], *, per_root: float = PER_ROOT, seed: int = 1) -> Self:
+    def build(
+        cls, embeddings: NDArray[np.float32], *, per_root: float = CHOICES[0][0], seed: int = CHOICES[0][1]
+    ) -> Self:
         """Put `[I, D]` embeddings into about `per_root * sqrt(I)` lists, by all cores.
 
         A search reads an eighth of them, which is wide enough for most; `tune.tuned` finds what is. The seed decides
