@@ -4,15 +4,14 @@ Runs in whichever interpreter has PyTorch, never in ours, on a GPU where there i
 `scale/throughput.py` writes and prints one JSON line.
 """
 
-import argparse
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scale.given import training_parser
 
 DIM, IN_BATCH, UNIFORM = 64, 512, 512
 TEMPERATURE, TABLE_RATE, DENSE_RATE = 0.25, 0.05, 0.001
@@ -47,11 +46,7 @@ def loss_of(head: Any, user: Any, item: Any, drawn: Any, ids: tuple[Any, Any], r
 
 def main() -> None:
     """Train for so many seconds and say how many examples a second it was."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
-    options = parser.parse_args()
+    options = training_parser(__doc__).parse_args()
     torch.set_float32_matmul_precision("high")  # As JAX has it on GPUs: TF32.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     user, item, rating = (

@@ -5,5 +5,6 @@
 
 `time_to_quality` and `to_quality` (its process): how soon a model is as good as TFRS's. `throughput` and
 `throughput_ours`: examples a second beside TFRS. `gpu` and `gpu_ours`: on one GPU, beside PyTorch. `ann`: the index
-beside its peers. `stepping`: compiled steps by hand, for `throughput`, `gpu`, `growth` and `step_growth`.
+beside its peers. `given`: what a process that trains is told. `stepping`: compiled steps by hand, for `throughput`,
+`gpu`, `growth` and `step_growth`.
 """

@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> dict[str, float]:
         for _ in range(options.pairs):
             for side, command in (
                 ("ours", [sys.executable, "-m", "scale.gpu_ours", *given]),
-                ("torch", [options.python, str(BENCHMARKS / "pytorch" / "gpu.py"), *given]),
+                ("torch", [options.python, "-m", "pytorch.gpu", *given]),
             ):
                 found[side].append(_told(command))
                 print(f"{side}: {found[side][-1]}", file=sys.stderr)

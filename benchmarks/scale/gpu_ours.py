@@ -3,15 +3,14 @@
 Run by `gpu.py` in a process of its own. The clock begins after the first call, which compiles.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scale import throughput_ours
+from scale.given import training_parser
 from scale.stepping import Steps
 from scale.throughput_ours import DIM
 
@@ -62,11 +61,7 @@ def least_work(weights: Any, *, batch_size: int, negatives: int) -> dict[str, fl
 
 def main() -> None:
     """Train for so many seconds and say how many examples a second it was, and how many there could be."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
-    options = parser.parse_args()
+    options = training_parser(__doc__).parse_args()
     model_config, data = throughput_ours.config(), throughput_ours.dataset(options.folder)
     from twotower.training.train import build_model
 

@@ -4,7 +4,6 @@ Run by `throughput.py` in a process of its own, so that its peak memory is its o
 call, which compiles.
 """
 
-import argparse
 import json
 import resource
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scale.given import training_parser
 from scale.stepping import Steps
 
 DIM = 64
@@ -76,10 +76,7 @@ def data_bytes(data: Any) -> int:
 
 def main() -> None:
     """Train, write the embeddings and say how many examples a second it was, and the most memory it took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--batch-size", type=int, default=4096)
+    parser = training_parser(__doc__, batch_size=4096)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
