@@ -1,6 +1,7 @@
 """Compiled training steps without a run around them: what several benchmarks time."""
 
 import time
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ class Steps:
     """A model's steps, one compiled call after the other."""
 
     def __init__(self, model: Any, arrays: Any, *, batch_size: int, accumulator: str, seed: int) -> None:
-        """Take `TrainingArrays` and the model's tables; who keeps neither has each of them once."""
+        """Take `TrainingArrays`; who keeps neither these nor the model has all of it once from the first call on."""
         import keras  # After twotower, which chooses its backend.
 
         from twotower.training.step import Stepper
@@ -31,10 +32,15 @@ class Steps:
             decay_steps=0,
             seed=seed,
         )
-        self.state = self.stepper.start()
         self.batch_size, self.examples, self.taken = batch_size, len(arrays.item), 0
         self.order = np.arange(self.examples, dtype=np.int32)
         np.random.default_rng(seed).shuffle(self.order)
+
+    @cached_property
+    def state(self) -> Any:
+        """Of the training; begun, as a run begins it, when it is first asked for."""
+        self.stepper.compile(self.plan()).result()
+        return self.stepper.start()
 
     def plan(self) -> Any:
         """What the next call takes: examples in an order of chance, over and over."""

@@ -88,7 +88,7 @@ def begin(recipe: "Recipe", dataset: "SplitDataset", *, folder: Path) -> "Run":
         recipe.train, recipe.model, dataset=dataset, features=features, shards=folder / "shards", seed=recipe.seed
     )
     sample = supply.sample()
-    model = first_model(recipe.model, dataset=dataset, features=features, labels=sample.labels, seed=recipe.seed)
+    model = first_model(recipe.model, dataset=dataset, features=features, sample=sample, seed=recipe.seed)
     return Run(
         recipe.train,
         model,

@@ -108,8 +108,18 @@ def test_every_item_is_a_negative_where_these_are_few() -> None:
     assert not takes_all(RetrievalConfig(negatives="sampled"), items=2)
 
 
+def test_the_temperature_of_a_large_catalogue_lifts_one_item_to_half_of_the_softmax() -> None:
+    auto = RetrievalConfig()
+    assert auto.first_temperature(items=100) == auto.first_temperature(items=10_000) == 0.25
+    for items in (10_001, 1_000_000):
+        lifted = np.exp(1 / auto.first_temperature(items=items))
+        assert lifted / (lifted + items) == pytest.approx(0.5)
+    assert RetrievalConfig(temperature=0.4).first_temperature(items=1_000_000) == 0.4
+
+
 def test_the_temperature_divides_and_is_a_weight_only_where_it_is_learned() -> None:
     for learned in (True, False):
-        layer = Temperature(0.25, learned=learned)
+        layer = Temperature(learned=learned)
+        layer.begin_at(0.25)
         assert np.asarray(layer(jnp.array([0.5, -1.0]))) == pytest.approx([2.0, -4.0], rel=1e-6)
         assert len(layer.trainable_variables) == learned

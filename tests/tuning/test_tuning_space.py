@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from twotower.errors import RecipeError
 from twotower.recipe import Recipe, load_recipe, read_recipe, recipe_toml
 from twotower.tune_config import TuneConfig
-from twotower.tuning.space import Dimension, known_settings, space_of, with_values
+from twotower.tuning.space import Dimension, known_settings, settled, space_of, with_values
 
 SMALL = Path(__file__).with_name("small.toml")
 
@@ -31,6 +32,16 @@ def test_the_space_of_a_recipe_says_type_bounds_and_choices() -> None:
     assert rate == Dimension(key="train.embedding_learning_rate", low=0.005, high=0.5, log=True)
     assert (temperature.low, temperature.high, temperature.step) == (0.05, 0.85, 0.1)
     assert optimizer.choices == {"adam": "adam", "sgd": "sgd"}
+
+
+def test_what_the_catalogues_size_decides_is_looked_for_around_its_number() -> None:
+    recipe = load_recipe("")
+    few, many = (settled(recipe, items=items) for items in (10, 1_000_000))
+    assert known_settings(recipe) == known_settings(few)
+    (around,) = (each for each in space_of(many) if each.key == "model.retrieval.temperature")
+    own = known_settings(many)[around.key]
+    assert own == pytest.approx(1 / np.log(1_000_000))
+    assert (around.low, around.high) == (own / 4, own * 4)
 
 
 def test_the_greatest_value_is_one_that_the_steps_reach() -> None:

@@ -1,5 +1,6 @@
 """What the recipe says of the model. Apart from the layers, so that reading a recipe loads no Keras."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -20,6 +21,10 @@ class TowerConfig:
     layers: tuple[PositiveInt, ...] = ()
     """Widths of the network's hidden layers. With `mlp` and none, the embedding is the sum of one linear map a feature;
     a feature that has the embedding's width already goes in as it is."""
+
+
+SMALL, SMALL_TEMPERATURE = 10_000, 0.25
+"""Items up to which MovieLens' validation parts speak for a temperature, and that one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +56,9 @@ class RetrievalConfig:
     """Leave out of the negatives what nobody had met by then: items that came later could not have been chosen, and
     new ones would else count as little liked. For logs to whose catalogue items are added. Known is the train part
     alone: rare items are seldom a negative then, and the first days of a window of data have few of them."""
-    temperature: Annotated[float, Gt(0)] = 0.25
-    """Divides the logits; smaller sharpens."""
+    temperature: Literal["auto"] | Annotated[float, Gt(0)] = "auto"
+    """Divides the logits; smaller sharpens. `auto` is 0.25 up to 10,000 items and one over their natural logarithm
+    beyond: unit vectors can then lift one item above all others together."""
     learn_temperature: bool = False
     """Let training move the temperature from there."""
     unit_vectors: bool = True
@@ -66,6 +72,16 @@ class RetrievalConfig:
     """For `cosine_contrastive`: negatives below this cosine count nothing."""
     negative_weight: Annotated[float, Gt(0)] = 150.0
     """For `cosine_contrastive`: weight of the mean over the negatives."""
+
+    def first_temperature(self, *, items: int) -> float:
+        """What training divides the logits by at first, over so many items of the train part.
+
+        A unit vector's logits lie within 1/T of 0. Against `I` items at 0, one at 1/T has a share of
+        `e^(1/T) / (e^(1/T) + I)` of the softmax, which is half at T = 1/ln(I).
+        """
+        if self.temperature != "auto":
+            return self.temperature
+        return SMALL_TEMPERATURE if items <= SMALL else 1 / math.log(items)
 
 
 RETRIEVAL = "retrieval"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ SHARED = ("history", "query", "candidate")
 """Parts that every task pulls at."""
 
 
-PIECE = 32_768
+PIECE = 8_192
 """Rows of a table that are drawn at a time."""
 
 
@@ -70,12 +70,13 @@ class Scored(NamedTuple):
 class JointModel(Network):
     """The network with its weights held outside, as training needs it: every method is a pure function of them."""
 
-    def __init__(self, config: ModelConfig, *, features: FittedFeatures, seed: int) -> None:
+    def __init__(self, config: ModelConfig, *, features: FittedFeatures, items: int, seed: int) -> None:
         """Build the layers and draw their first weights.
 
         Args:
             config: What to build.
             features: The fitted features of both towers, whose inputs the layers take.
+            items: How many the train part has.
             seed: Decides the first weights and dropout.
         """
         keras.utils.set_random_seed(seed)
@@ -87,7 +88,19 @@ class JointModel(Network):
         """Task -> the kind of its loss."""
         if config.task_weights == "uncertainty":
             self.layers["tasks"] = TaskWeights(len(self.tasks))
-        self.tables = _draw_tables(table_shapes(features), seed=seed)
+        self.layers["retrieval"].begin_at(config.retrieval.first_temperature(items=items))
+        self.seed = seed
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The first embeddings, drawn when they are first asked for: whoever compiles before has that memory free."""
+        return _draw_tables(table_shapes(self.features), seed=self.seed)
+
+    def table_structs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The tables' shapes, for what is traced before they are drawn."""
+        drawn = {name: table.shape for name, table in self.__dict__.get("tables", {}).items()}
+        shapes = drawn or table_shapes(self.features)
+        return {name: jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for name, shape in sorted(shapes.items())}
 
     def build(
         self, query_inputs: Mapping[str, Any], candidate_inputs: Mapping[str, Any], *, label_means: NDArray[np.float32]
@@ -99,7 +112,7 @@ class JointModel(Network):
         else:
             # Traced, not run, as each operation of a call is a program to compile. Keras then draws the weights.
             with keras.StatelessScope():
-                jax.eval_shape(self.call_once, query_inputs, candidate_inputs, self.tables)
+                jax.eval_shape(self.call_once, query_inputs, candidate_inputs, self.table_structs())
         if "ranking" in self.layers:
             self.layers["ranking"].begin_at(label_means.tolist())
 

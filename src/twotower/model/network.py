@@ -26,11 +26,14 @@ WEIGHTS = "weights.npz"
 class Temperature(keras.layers.Layer):
     """Divides the logits by a number that training may move; its logarithm is the weight, so it stays above 0."""
 
-    def __init__(self, start: float, *, learned: bool) -> None:
+    def __init__(self, *, learned: bool) -> None:
         super().__init__(name="retrieval")
         self.logarithm = self.add_weight(shape=(), initializer="zeros", trainable=learned, name="log_temperature")
-        self.logarithm.assign(np.log(start))
         self.built = True
+
+    def begin_at(self, temperature: float) -> None:
+        """What to divide by before anything is learned."""
+        self.logarithm.assign(np.log(temperature))
 
     def call(self, products: Any) -> Any:
         """Inner products of embeddings -> logits, of any shape."""
@@ -73,7 +76,7 @@ class Network:
                 beside=beside if bias else "nothing",
                 name=f"{tower}_tower",
             )
-        self.layers["retrieval"] = Temperature(config.retrieval.temperature, learned=config.retrieval.learn_temperature)
+        self.layers["retrieval"] = Temperature(learned=config.retrieval.learn_temperature)
         if self.memory_length:
             self.layers["memory"] = HistoryMemory(
                 ITEM_TABLE, length=self.memory_length, heads=config.ranking.memory_heads, width=MEMORY_WIDTH

@@ -5,6 +5,7 @@ versions and settings, so that none is ever stale. What is added here is where t
 pile up. The folder may be removed at any time.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -104,10 +105,26 @@ def processor() -> str:
 
 def compile_beside(lowered: "Lowered") -> "Future[Any]":
     """Compile in a thread of its own; once that is done, JAX has the program for whoever calls the function itself."""
+
+    def compile_it() -> Any:
+        compiled = lowered.compile()
+        give_back_memory()
+        return compiled
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="twotower-compile")
-    coming = pool.submit(lowered.compile)
+    coming = pool.submit(compile_it)
     pool.shutdown(wait=False)
     return coming
+
+
+def give_back_memory() -> None:
+    """Let the system have what was freed: glibc keeps it, after compiling some 150 MB, and tables find no place in it.
+
+    Other C libraries decide by themselves.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def optimised(level: int) -> dict[str, int]:

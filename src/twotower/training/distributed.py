@@ -211,6 +211,12 @@ def deal_rows(table: Any) -> Array:
     return _deal(Rows(values, 0, len(values)))
 
 
+def dealt_shape(table: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What `deal_rows` makes of such a table, without any."""
+    rows, *others = table.shape
+    return jax.ShapeDtypeStruct((_filled(rows), *others), table.dtype, sharding=by_rows())
+
+
 def deal_examples(values: NDArray[Any]) -> Array:
     """`[steps, n]` of a plan, its examples dealt out; zeros fill it up to a multiple of the devices."""
     missing = -values.shape[1] % _mesh().size

@@ -42,6 +42,11 @@ class Planner:
         self.windows = self._windows() if sequence else 0
         self.steps = steps or (self.examples // batch_size if sequence is None else self._cover(0).steps)
 
+    def blank(self, steps: int) -> Plan:
+        """As wide as a plan of so many steps, which take nothing."""
+        examples, window = np.full((steps, self.batch_size), -1, np.int32), np.zeros((steps, self.windows), np.int32)
+        return Plan(examples, np.zeros_like(examples) if self.windows else window, window, window)
+
     def epoch(self, number: int) -> Plan:
         """The steps of one epoch."""
         if self.sequence is None:

@@ -65,8 +65,10 @@ class Run:
             decay_steps=decay_steps,
             seed=seed,
         )
+        compiling = self.stepper.compile(supply.blank(config.steps_per_call))
         self.allowed = allowed_items(sample, model.config.retrieval, reads_others=self.stepper.reads_others)
         self.validator = Validator.build(config, model, dataset=dataset, trends=sample.trends, seed=seed)
+        compiling.result()  # Before there are tables.
         self.identity = hash_json(
             {
                 "train": asdict(config), "model": asdict(model.config), "seed": seed, "examples": supply.examples,

@@ -25,7 +25,7 @@ from twotower.model.retrieval import takes_all
 from twotower.model.sampling import draw_uniform
 from twotower.model.task_weights import Balance, gradient_norms
 from twotower.training.compiled import compile_beside, optimised
-from twotower.training.distributed import by_rows, deal_examples, deal_rows, everywhere, replicate
+from twotower.training.distributed import by_rows, deal_examples, deal_rows, dealt_shape, everywhere, replicate
 from twotower.training.embeddings import adagrad, localise_all, new_accumulator, new_owner
 
 GATHERED = (
@@ -105,7 +105,7 @@ class Stepper:
             decay_steps: Steps over which the tables' step size falls, as `decayed` has it; 0 for never.
             seed: Decides which negatives each step draws.
         """
-        self.model, self.optimizer, self.accumulator = model, optimizer, accumulator
+        self.model, self.optimizer = model, optimizer
         self.embedding_learning_rate, self.decay_steps = embedding_learning_rate, decay_steps
         self.lookups = lookups(model.features)
         history = model.features.history
@@ -124,17 +124,29 @@ class Stepper:
         self.seed = seed
         self.reads = reads_of(model.config)
         self.arrays = replicate(on_device(arrays))
+        self._zeros = jax.jit(partial(new_accumulator, kind=accumulator), out_shardings=by_rows())
         placed = _placed(), everywhere()
         self._run = jax.jit(self._scan, donate_argnums=0, out_shardings=placed, compiler_options=optimised(1))
         self._norms = jax.jit(self._gradient_norms, out_shardings=everywhere(), compiler_options=optimised(0))
 
+    def compile(self, plan: Plan) -> "Future[Any]":
+        """Compile beside what `run` does with plans of this shape; it takes much memory, so wait before `start`."""
+        tables: dict[str, Any] = {name: dealt_shape(table) for name, table in self.model.table_structs().items()}
+        sums: dict[str, Any] = {name: dealt_shape(jax.eval_shape(self._zeros, each)) for name, each in tables.items()}
+        begun = self._untabled()._replace(tables=tables, accumulators=sums)
+        return compile_beside(self._run.lower(begun, _dealt(plan), self.arrays))
+
     def start(self) -> TrainState:
         """The state before the first step; the model's tables are in it, and no longer in the model."""
-        weights = self.model.weights()
-        self.optimizer.build([weight for part in sorted(weights) for weight in self._variables(part)])
+        begun = self._untabled()
         # One after the other, out of the model: only one table is there twice at any time.
         tables = {name: deal_rows(self.model.tables.pop(name)) for name in list(self.model.tables)}
-        zeros = jax.jit(partial(new_accumulator, kind=self.accumulator), out_shardings=by_rows())
+        return begun._replace(tables=tables, accumulators={name: self._zeros(table) for name, table in tables.items()})
+
+    def _untabled(self) -> TrainState:
+        """The state before the first step, without tables."""
+        weights = self.model.weights()
+        self.optimizer.build([weight for part in sorted(weights) for weight in self._variables(part)])
         state = TrainState(
             weights=weights,
             tables={},
@@ -147,8 +159,7 @@ class Stepper:
         )
         # Copies: the arrays of a state are given up to the next call.
         copied: TrainState = replicate(jax.tree.map(np.array, state))
-        accumulators = {name: zeros(table) for name, table in tables.items()}
-        return copied._replace(tables=tables, accumulators=accumulators)
+        return copied
 
     def run(self, state: TrainState, plan: Plan) -> tuple[TrainState, dict[str, Array]]:
         """Take `s` steps in one compiled call; `state` is used up.

@@ -46,6 +46,10 @@ class Supply(Protocol):
         """The steps of an epoch from `step` on."""
         ...
 
+    def blank(self, steps: int) -> Plan:
+        """As wide as what `epoch` gives from `sample`, and of so many steps or as many as a part has."""
+        ...
+
     def probe(self, number: int) -> Plan:
         """One step of the epoch, of the arrays that its last part came with."""
         ...
@@ -73,6 +77,10 @@ class InMemory:
     def epoch(self, number: int, *, step: int) -> Iterator[Part]:
         """One part: all steps that are left."""
         yield Part(self.planner.epoch(number).part(step, self.steps), None)
+
+    def blank(self, steps: int) -> Plan:
+        """See `Supply.blank`."""
+        return self.planner.blank(min(steps, self.steps))
 
     def probe(self, number: int) -> Plan:
         """The epoch's first step."""
@@ -119,7 +127,8 @@ class FromDisk:
 
     def sample(self) -> TrainingArrays:
         """The first window."""
-        return self._read(0, 0)[0]
+        arrays, self._first = self._read(0, 0)
+        return arrays
 
     def epoch(self, number: int, *, step: int) -> Iterator[Part]:
         """One part for each window from that of `step` on."""
@@ -131,6 +140,10 @@ class FromDisk:
             self._last = part.plan
             yield part._replace(plan=part.plan.part(rest, self._steps))
             rest = 0
+
+    def blank(self, steps: int) -> Plan:
+        """See `Supply.blank`."""
+        return self._first.blank(min(steps, self._steps))
 
     def probe(self, number: int) -> Plan:  # noqa: ARG002 - the last window read is of that epoch.
         """The first step of the window that was read last."""

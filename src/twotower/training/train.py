@@ -66,7 +66,7 @@ def train(
     supply = open_supply(config, model_config, dataset=dataset, features=features, shards=shards, seed=seed)
     refuse_uneven(supply.batch_size)
     sample = supply.sample()
-    model = first_model(model_config, dataset=dataset, features=features, labels=sample.labels, seed=seed)
+    model = first_model(model_config, dataset=dataset, features=features, sample=sample, seed=seed)
     carried_over = None if warm_start is None else carry_over(model, warm_start)
     asked = asked_of(dataset, VALIDATION, most=config.memory_rows, seed=seed)
     run = Run(config, model, supply, sample=sample, dataset=asked, seed=seed, checkpoint=checkpoint, report=report)
@@ -90,7 +90,7 @@ def build_model(config: ModelConfig, *, dataset: SplitDataset, seed: int) -> tup
     refuse_bad_model(config, dataset=dataset)
     features = fit_features(config.query, config.candidate, dataset=dataset)
     arrays = all_examples(config, dataset=dataset, features=features)
-    return first_model(config, dataset=dataset, features=features, labels=arrays.labels, seed=seed), arrays
+    return first_model(config, dataset=dataset, features=features, sample=arrays, seed=seed), arrays
 
 
 def open_supply(
@@ -132,7 +132,7 @@ def all_examples(config: ModelConfig, *, dataset: SplitDataset, features: Fitted
 
 
 def first_model(
-    config: ModelConfig, *, dataset: SplitDataset, features: FittedFeatures, labels: NDArray[np.float32], seed: int
+    config: ModelConfig, *, dataset: SplitDataset, features: FittedFeatures, sample: TrainingArrays, seed: int
 ) -> JointModel:
     """The model with its first weights.
 
@@ -140,12 +140,12 @@ def first_model(
         config: What is fitted.
         dataset: The parts.
         features: Fitted on the train part.
-        labels: `[n, L]` of the train part, or of a fair sample of it; NaN where missing.
+        sample: The train part, or a fair sample of it.
         seed: Decides the weights.
     """
-    model = JointModel(config, features=features, seed=seed)
+    model = JointModel(config, features=features, items=len(sample.catalogue_row), seed=seed)
     query, candidate = sample_inputs(features, dataset)
-    model.build(query, candidate, label_means=first_predictions(model_config=config, labels=labels))
+    model.build(query, candidate, label_means=first_predictions(model_config=config, labels=sample.labels))
     return model
 
 

@@ -76,8 +76,16 @@ def space_of(recipe: Recipe) -> list[Dimension]:
     return found
 
 
+def settled(recipe: Recipe, *, items: int = 0) -> Recipe:
+    """The recipe with the number that it leaves to the catalogue's size: trials look around it."""
+    retrieval = recipe.model.retrieval
+    told = replace(retrieval, temperature=retrieval.first_temperature(items=items))
+    return replace(recipe, model=replace(recipe.model, retrieval=told))
+
+
 def known_settings(recipe: Recipe) -> dict[str, Any]:
     """Every key of the sections that trials may differ in -> the recipe's value."""
+    recipe = settled(recipe)
     return {key: value for section in SECTIONS for key, value in _leaves(getattr(recipe, section), section)}
 
 
@@ -182,7 +190,7 @@ def _around(recipe: Recipe) -> list[Dimension]:
             key="train.batch_size", choices={str(size): size for size in _sizes(train.batch_size)}
         ),
     ]  # fmt: skip
-    temperature = model.retrieval.temperature
+    temperature = model.retrieval.first_temperature(items=0)
     if model.retrieval.weight and model.retrieval.loss == "softmax":
         found.append(Dimension(key="model.retrieval.temperature", low=temperature / 4, high=temperature * 4, log=True))
     if model.ranking.labels:

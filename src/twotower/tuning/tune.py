@@ -14,7 +14,7 @@ from twotower.errors import TrainingError
 from twotower.made_from import KIND_OF
 from twotower.recipe import Recipe, recipe_toml
 from twotower.tuning.results import Results, results_of, write_results
-from twotower.tuning.space import Dimension, space_of
+from twotower.tuning.space import Dimension, settled, space_of
 from twotower.tuning.study import (
     BEST_EPOCH,
     FAULT,
@@ -62,10 +62,12 @@ def tune(recipe: Recipe, *, trials: int, jobs: int, out: Path, tell: Tell) -> Re
     import optuna
 
     del optuna  # Where it is not installed, this is told before any work.
-    space = space_of(recipe)
+    space_of(recipe)  # What is wrong with it is told before any work.
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
-        split = _shared_data(recipe, out, tell)
+        split, counts = _shared_data(recipe, out, tell)
+        recipe = settled(recipe, items=counts["train_items"])
+        space = space_of(recipe)
         study = open_study(recipe, space, split=artifact.fingerprint(split), out=out, jobs=jobs)
         if (there := counted(study)) > 0:
             tell(f"trials that are there already: {there}; to go: {max(0, trials - there)}")
@@ -84,15 +86,15 @@ def tune(recipe: Recipe, *, trials: int, jobs: int, out: Path, tell: Tell) -> Re
     return results
 
 
-def _shared_data(recipe: Recipe, out: Path, tell: Tell) -> Path:
-    """The split that all trials read, made where it is not up to date."""
+def _shared_data(recipe: Recipe, out: Path, tell: Tell) -> tuple[Path, dict[str, int]]:
+    """The split that all trials read, made where it is not up to date, and its counts."""
     for ran in steps.run(recipe, out=out):
         if ran.is_fresh:
             tell(f"{ran.step:<9} {ran.directory}")
         if ran.step == "split":
             manifest = artifact.read_manifest(ran.directory, kind=KIND_OF["split"])
             refuse_without_validation(manifest["metadata"], metric=recipe.train.metric)
-            return ran.directory
+            return ran.directory, manifest["metadata"]["counts"]
     raise AssertionError("a run has a split")
 
 
