@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twotower.data.split import SplitDataset
-    from twotower.recipe import Recipe
     from twotower.training.run import Run
 
 RECIPE = Path(__file__).with_name("time_to_quality.toml")
@@ -77,30 +76,6 @@ class Judge:
         return self.model.rank(call, query, candidate[:, None], trends=None)[:, 0, 0]
 
 
-def begin(recipe: "Recipe", dataset: "SplitDataset", *, folder: Path) -> "Run":
-    """A run before its first step, put together as `twotower.training.train.train` does it."""
-    from twotower.data.fitted_features import fit_features
-    from twotower.training.run import Run
-    from twotower.training.train import first_model, open_supply
-
-    features = fit_features(recipe.model.query, recipe.model.candidate, dataset=dataset)
-    supply = open_supply(
-        recipe.train, recipe.model, dataset=dataset, features=features, shards=folder / "shards", seed=recipe.seed
-    )
-    sample = supply.sample()
-    model = first_model(recipe.model, dataset=dataset, features=features, sample=sample, seed=recipe.seed)
-    return Run(
-        recipe.train,
-        model,
-        supply,
-        sample=sample,
-        dataset=dataset,
-        seed=recipe.seed,
-        checkpoint=folder / "checkpoint",
-        report=lambda _: None,
-    )
-
-
 def main() -> None:
     """From the files to the last epoch; what is written lies beside them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -121,10 +96,18 @@ def main() -> None:
 
     from twotower.data.split import load_split
     from twotower.training.compiled import keep_compiled
+    from twotower.training.train import open_run
 
     keep_compiled()
     dataset = load_split(options.out / "split")
-    run = begin(recipe, dataset, folder=options.out)
+    run, _ = open_run(
+        recipe.train,
+        model_config=recipe.model,
+        dataset=dataset,
+        seed=recipe.seed,
+        checkpoint=options.out / "checkpoint",
+        report=lambda _: None,
+    )
     print(json.dumps({"ready": time.monotonic() - options.began, "prepared": prepared}), flush=True)
     judge = None
     while run.wants_more():

@@ -35,7 +35,7 @@ def test_the_space_of_a_recipe_says_type_bounds_and_choices() -> None:
 
 
 def test_what_the_catalogues_size_decides_is_looked_for_around_its_number() -> None:
-    recipe = load_recipe("")
+    recipe = load_recipe("\n")
     few, many = (settled(recipe, items=items) for items in (10, 1_000_000))
     assert known_settings(recipe) == known_settings(few)
     (around,) = (each for each in space_of(many) if each.key == "model.retrieval.temperature")

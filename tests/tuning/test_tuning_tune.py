@@ -19,7 +19,7 @@ from twotower.errors import RecipeError
 from twotower.recipe import Recipe, load_recipe, recipe_toml
 from twotower.tune_config import TuneConfig
 from twotower.tuning.results import Results
-from twotower.tuning.space import space_of
+from twotower.tuning.space import settled, space_of
 from twotower.tuning.study import FAULT, distributions, end_trial, open_study
 from twotower.tuning.tune import SCRATCH, tune
 from twotower.tuning.worker import Epoch, Stopped, work
@@ -99,8 +99,9 @@ def test_where_all_trials_failed_the_first_reason_is_told_in_one_line(study: Pat
     out = tmp_path / "study"
     for name in ("prepared", "split"):
         shutil.copytree(study / name, out / name)
-    space = space_of(small())
-    failing = open_study(small(), space, split=fingerprint(out / "split"), out=out, jobs=1)
+    recipe = settled(small())
+    space = space_of(recipe)
+    failing = open_study(recipe, space, split=fingerprint(out / "split"), out=out, jobs=1)
     end_trial(failing.ask(distributions(space)), None, noted={FAULT: "train: the loss is no number."})
     answer = CliRunner().invoke(main, ["tune", str(SMALL), "--trials", "1", "--out", str(out)])
     assert answer.exit_code == 2

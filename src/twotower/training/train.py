@@ -27,7 +27,7 @@ from twotower.training.refusals import refuse_bad_model
 from twotower.training.run import Run
 from twotower.training.step import reads_of
 from twotower.training.supply import SHARDS_AT_ONCE, FromDisk, InMemory, Supply
-from twotower.training.warm_start import carry_over
+from twotower.training.warm_start import CarriedOver, carry_over
 
 LEAST_BATCHES = 16
 """Batches that `memory_rows` has to hold: a window is half of it."""
@@ -60,24 +60,53 @@ def train(
         TrainingError: a loss is no number, or the checkpoint is another run's.
         RecipeError: settings that cannot be, or a label or column that the data does not have.
     """
+    run, carried_over = open_run(
+        config,
+        model_config=model_config,
+        dataset=dataset,
+        seed=seed,
+        checkpoint=checkpoint,
+        report=report,
+        warm_start=warm_start,
+    )
+    if agree(lambda: resume and _is_there(checkpoint)):
+        run.load()
+    while run.wants_more():
+        run.epoch()
+    if is_first():
+        shutil.rmtree(_shards_beside(checkpoint), ignore_errors=True)
+    return run.finish(carried_over)
+
+
+def open_run(
+    config: TrainConfig,
+    *,
+    model_config: ModelConfig,
+    dataset: SplitDataset,
+    seed: int,
+    checkpoint: Path,
+    report: Callable[[TrainProgress], None],
+    warm_start: Path | None = None,
+) -> tuple[Run, CarriedOver | None]:
+    """A run before its first step, and what it begins with of an earlier model; arguments and errors are `train`'s."""
     refuse_bad_model(model_config, dataset=dataset)
     features = fit_features(model_config.query, model_config.candidate, dataset=dataset)
-    shards = checkpoint.with_name(f"{checkpoint.name}.shards")
+    shards = _shards_beside(checkpoint)
     supply = open_supply(config, model_config, dataset=dataset, features=features, shards=shards, seed=seed)
     refuse_uneven(supply.batch_size)
     sample = supply.sample()
     model = first_model(model_config, dataset=dataset, features=features, sample=sample, seed=seed)
     carried_over = None if warm_start is None else carry_over(model, warm_start)
     asked = asked_of(dataset, VALIDATION, most=config.memory_rows, seed=seed)
-    run = Run(config, model, supply, sample=sample, dataset=asked, seed=seed, checkpoint=checkpoint, report=report)
-    del sample  # One window less, where there are windows.
-    if agree(lambda: resume and _is_there(checkpoint)):
-        run.load()
-    while run.wants_more():
-        run.epoch()
-    if is_first():
-        shutil.rmtree(shards, ignore_errors=True)
-    return run.finish(carried_over)
+    return (
+        Run(config, model, supply, sample=sample, dataset=asked, seed=seed, checkpoint=checkpoint, report=report),
+        carried_over,
+    )
+
+
+def _shards_beside(checkpoint: Path) -> Path:
+    """Where the train part lies that outgrows the memory."""
+    return checkpoint.with_name(f"{checkpoint.name}.shards")
 
 
 def _is_there(checkpoint: Path) -> bool:
