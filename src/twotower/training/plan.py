@@ -11,6 +11,12 @@ SLACK = 1.1
 """Windows a step has room for, over those that its examples come from on average."""
 
 
+def blank(steps: int, *, batch_size: int, windows: int) -> Plan:
+    """As wide as a `Planner`'s plan of so many steps, which take nothing."""
+    examples, window = np.full((steps, batch_size), -1, np.int32), np.zeros((steps, windows), np.int32)
+    return Plan(examples, np.zeros_like(examples) if windows else window, window, window)
+
+
 class Planner:
     """Decides by the seed and the epoch's number which examples each step takes; every epoch has as many steps."""
 
@@ -41,11 +47,6 @@ class Planner:
         self.read = tuple(values[: self.examples] for values in read)
         self.windows = self._windows() if sequence else 0
         self.steps = steps or (self.examples // batch_size if sequence is None else self._cover(0).steps)
-
-    def blank(self, steps: int) -> Plan:
-        """As wide as a plan of so many steps, which take nothing."""
-        examples, window = np.full((steps, self.batch_size), -1, np.int32), np.zeros((steps, self.windows), np.int32)
-        return Plan(examples, np.zeros_like(examples) if self.windows else window, window, window)
 
     def epoch(self, number: int) -> Plan:
         """The steps of one epoch."""

@@ -14,7 +14,7 @@ from twotower.data.examples import PER_PLACE, PLACES, Shared
 from twotower.data.pieces import digest
 from twotower.data.schema import SequenceFeature
 from twotower.data.shards import Shards
-from twotower.training.plan import Planner
+from twotower.training.plan import Planner, blank
 from twotower.training.step import Plan, on_device
 
 SHARDS_AT_ONCE = 4
@@ -80,7 +80,7 @@ class InMemory:
 
     def blank(self, steps: int) -> Plan:
         """See `Supply.blank`."""
-        return self.planner.blank(min(steps, self.steps))
+        return blank(min(steps, self.steps), batch_size=self.batch_size, windows=self.planner.windows)
 
     def probe(self, number: int) -> Plan:
         """The epoch's first step."""
@@ -127,7 +127,8 @@ class FromDisk:
 
     def sample(self) -> TrainingArrays:
         """The first window."""
-        arrays, self._first = self._read(0, 0)
+        arrays, planner = self._read(0, 0)
+        self._windows_a_step = planner.windows
         return arrays
 
     def epoch(self, number: int, *, step: int) -> Iterator[Part]:
@@ -143,7 +144,7 @@ class FromDisk:
 
     def blank(self, steps: int) -> Plan:
         """See `Supply.blank`."""
-        return self._first.blank(min(steps, self._steps))
+        return blank(min(steps, self._steps), batch_size=self.batch_size, windows=self._windows_a_step)
 
     def probe(self, number: int) -> Plan:  # noqa: ARG002 - the last window read is of that epoch.
         """The first step of the window that was read last."""
