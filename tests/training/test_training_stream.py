@@ -22,7 +22,7 @@ from twotower.data.split import TRAIN, VALIDATION, SplitDataset, load_split
 from twotower.errors import RecipeError
 from twotower.recipe import Recipe
 from twotower.training.progress import Trained, TrainProgress
-from twotower.training.supply import SHARDS_AT_ONCE, FromDisk
+from twotower.training.supply import SHARDS_AT_ONCE, FromDisk, InMemory
 from twotower.training.train import train
 
 MEMORY_ROWS, BATCH = 3_000, 128
@@ -93,6 +93,22 @@ def supply_of(
     shards: Shards, dataset: SplitDataset, features: FittedFeatures, *, sequence: SequenceFeature | None = None
 ) -> FromDisk:
     return FromDisk(shards, shared=Shared.build(dataset, features), batch_size=BATCH, sequence=sequence, seed=1)
+
+
+@pytest.mark.parametrize("sequence", [None, SequenceFeature(kind="sequence", length=8, blocks=1)])
+def test_what_is_compiled_for_ahead_is_as_wide_as_what_comes(
+    dataset: SplitDataset, features: FittedFeatures, shards: Shards, sequence: SequenceFeature | None
+) -> None:
+    whole = TrainingArrays.build(dataset, features, labels=[dataset.labels["rating"]])
+    in_memory = InMemory(whole, batch_size=BATCH, sequence=sequence, seed=1)
+    from_disk = supply_of(shards, dataset, features, sequence=sequence)
+    for supply in (in_memory, from_disk):
+        supply.sample()
+        for number in range(2):
+            for part in supply.epoch(number, step=0):
+                given = part.plan.part(0, 3)
+                assert [each.shape for each in given] == [each.shape for each in supply.blank(3)]
+        assert supply.blank(10**6).steps == part.plan.steps
 
 
 def test_shards_hold_every_example_once_with_the_history_that_it_has_in_memory(

@@ -21,7 +21,7 @@ from twotower.model.config import LabelConfig, ModelConfig, RankingConfig, Retri
 from twotower.model.joint import PIECE, JointModel, _columns, _draw_tables
 from twotower.training.alarms import allowed_items
 from twotower.training.config import TrainConfig
-from twotower.training.plan import Planner
+from twotower.training.plan import Planner, blank
 from twotower.training.progress import Trained
 from twotower.training.step import Stepper, decayed
 from twotower.training.train import build_model, sample_inputs, train
@@ -176,11 +176,11 @@ def test_layers_that_were_only_traced_begin_as_if_they_had_been_called(
     jax.tree.map(np.testing.assert_array_equal, traced.states(), called.states())
 
 
-def test_what_tells_the_gradient_norms_is_compiled_once_beside_the_steps(dataset: SplitDataset) -> None:
+def test_steps_are_compiled_before_there_are_tables_and_gradient_norms_beside_them(dataset: SplitDataset) -> None:
     ranking = replace(MODEL.ranking, labels=MODEL.ranking.labels[1:], memory=0, trends=False)
     model, arrays = build_model(replace(MODEL, ranking=ranking), dataset=dataset, seed=1)
     stepper = stepper_of(model, arrays)
-    plan, state = Planner(arrays, batch_size=64, sequence=None, seed=1).epoch(0), stepper.start()
+    plan = Planner(arrays, batch_size=64, sequence=None, seed=1).epoch(0)
     compiled = list[str]()
 
     def listen(event: str, duration_secs: float, **told: str | int) -> None:
@@ -188,13 +188,16 @@ def test_what_tells_the_gradient_norms_is_compiled_once_beside_the_steps(dataset
             compiled.append(str(told.get("fun_name", "")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    stepper.compile(blank(2, batch_size=64, windows=0)).result()
+    assert "tables" not in vars(model)
+    state = stepper.start()
     stepper.expect_gradient_norms(state, plan)
     state, _ = stepper.run(state, plan.part(0, 2))
     stepper.expect_gradient_norms(state, plan)
     norms = stepper.gradient_norms(state, plan)
     jax.monitoring.unregister_event_duration_listener(listen)
     assert all(norm > 0 for norm in norms.values())
-    assert [name for name in compiled if "norms" in name] == ["jit(_gradient_norms)"]
+    assert [name for name in compiled if "norms" in name or "scan" in name] == ["jit(_scan)", "jit(_gradient_norms)"]
 
 
 def first_batch(stepper: Stepper, arrays: TrainingArrays, *, seed: int) -> tuple[Any, dict[str, Any]]:

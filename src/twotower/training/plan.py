@@ -29,6 +29,7 @@ class Planner:
         seed: int | tuple[int, ...],
         examples: int | None = None,
         steps: int = 0,
+        windows: int = 0,
     ) -> None:
         """Count the steps of an epoch.
 
@@ -39,13 +40,14 @@ class Planner:
             seed: Decides the order.
             examples: How many of the arrays' examples there are, where the rest only fills them up.
             steps: Steps of an epoch; 0 for as many as the examples fill.
+            windows: Windows a step has room for where there is a sequence; 0 for what these examples need.
         """
         self.batch_size, self.sequence = batch_size, sequence
         self.seed = seed if isinstance(seed, tuple) else (seed,)
         self.examples = len(arrays.item) if examples is None else examples
         read = (arrays.user, arrays.first, arrays.end) if sequence else ()
         self.read = tuple(values[: self.examples] for values in read)
-        self.windows = self._windows() if sequence else 0
+        self.windows = (windows or self._windows()) if sequence else 0
         self.steps = steps or (self.examples // batch_size if sequence is None else self._cover(0).steps)
 
     def epoch(self, number: int) -> Plan:

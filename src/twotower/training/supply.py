@@ -120,16 +120,15 @@ class FromDisk:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="twotower-window")
         self._coming: tuple[tuple[int, int], Future[Part]] | None = None
         self._last: Plan | None = None
-        self._steps = 0 if sequence else smallest // self.batch_size
+        self._steps, self._windows_a_step = 0 if sequence else smallest // self.batch_size, 0
         if sequence:
-            self._steps = self._read(0, 0)[1].steps
+            first = self._read(0, 0)[1]
+            self._steps, self._windows_a_step = first.steps, first.windows
         self.steps = self.windows * self._steps
 
     def sample(self) -> TrainingArrays:
         """The first window."""
-        arrays, planner = self._read(0, 0)
-        self._windows_a_step = planner.windows
-        return arrays
+        return self._read(0, 0)[0]
 
     def epoch(self, number: int, *, step: int) -> Iterator[Part]:
         """One part for each window from that of `step` on."""
@@ -194,6 +193,7 @@ class FromDisk:
             seed=(self.seed, window),
             examples=examples,
             steps=self._steps,
+            windows=self._windows_a_step,
         )
         return arrays, planner
 
