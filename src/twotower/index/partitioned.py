@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from twotower.errors import ArtifactError, MissingExtraError
 from twotower.index.contract import EMBEDDINGS, checked_allowed, checked_embeddings, checked_queries, load_embeddings
 from twotower.index.exact import ExactIndex
+from twotower.index.huge_pages import in_huge_pages
 from twotower.index.reach import Codes, Reach
 
 FOLDER, DATASET, LISTED = "scann", "dataset.npy", "scann_assets.pbtxt"
@@ -179,7 +180,8 @@ class ScannIndex:
             return cls(embeddings, None, lists=reach.lists, reach=reach)
         assets = "".join(f'assets {{ asset_type: {kind} asset_path: "{path}" }}\n' for kind, path in ASSETS.items())
         try:
-            searcher = _scann(f"{folder}: ").scann_pybind.ScannNumpy(str(folder), assets)
+            with in_huge_pages():
+                searcher = _scann(f"{folder}: ").scann_pybind.ScannNumpy(str(folder), assets)
             listed = len(np.load(folder / ASSETS["AH_DATASET_NPY"], mmap_mode="r", allow_pickle=False))
             if listed != len(embeddings):
                 raise ValueError(f"lists of {listed} items over {len(embeddings)} embeddings")
@@ -214,7 +216,8 @@ def _built(embeddings: NDArray[np.float32], lists: int, *, seed: int) -> Any:
     config = coded.create_config()
     for part in ("partitioning {", "asymmetric_hash {"):  # The builder has no argument for it.
         config = config.replace(part, f"{part} clustering_seed: {seed}")
-    return _scann().create_searcher(embeddings, config, os.cpu_count() or 1).searcher
+    with in_huge_pages():
+        return _scann().create_searcher(embeddings, config, os.cpu_count() or 1).searcher
 
 
 def _put_in_order(folder: Path) -> None:
