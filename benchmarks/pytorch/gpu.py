@@ -14,7 +14,7 @@ import torch
 from scale.given import training_parser
 
 DIM, IN_BATCH, UNIFORM = 64, 512, 512
-TEMPERATURE, TABLE_RATE, DENSE_RATE = 0.25, 0.05, 0.001
+TABLE_RATE, DENSE_RATE = 0.05, 0.001
 WARM_UP, STEPS_A_CHECK = 5, 10
 
 
@@ -32,13 +32,22 @@ class Side:
         self.table.index_add_(0, rows, step)
 
 
-def loss_of(head: Any, user: Any, item: Any, drawn: Any, ids: tuple[Any, Any], rating: Any, count: Any) -> Any:
+def loss_of(
+    head: Any,
+    user: Any,
+    item: Any,
+    drawn: Any,
+    ids: tuple[Any, Any],
+    rating: Any,
+    count: Any,
+    temperature: float,
+) -> Any:
     """Sampled softmax with the correction for how often each negative is expected, and the rating's squared error."""
     query, own, others = (torch.nn.functional.normalize(each, dim=1) for each in (user, item, drawn))
     negative = torch.cat([own[:IN_BATCH], others])
-    logits = query @ negative.T / TEMPERATURE - torch.log(count)[None, :]
+    logits = query @ negative.T / temperature - torch.log(count)[None, :]
     logits = logits.masked_fill(ids[0][:, None] == ids[1][None, :], -1e9)
-    positive = (query * own).sum(1) / TEMPERATURE
+    positive = (query * own).sum(1) / temperature
     softmax = torch.logaddexp(positive, torch.logsumexp(logits, 1)) - positive
     predicted = head(torch.cat([user, item], 1))[:, 0]
     return softmax.mean() + (predicted - rating).square().mean()
@@ -53,6 +62,7 @@ def main() -> None:
         torch.from_numpy(np.load(options.folder / f"{name}.npy")).to(device) for name in ("user", "item", "rating")
     )
     users, items = json.loads((options.folder / "sizes.json").read_text(encoding="utf-8"))
+    temperature = 0.25 if items <= 10_000 else 1 / math.log(items)  # As twotower's `auto` has it.
     sides = (Side(users, device), Side(items, device))
     share = torch.bincount(item.long(), minlength=items) / len(item)
     head = torch.nn.Sequential(
@@ -72,7 +82,7 @@ def main() -> None:
         gathered = [side.table[which].requires_grad_() for side, which in ((sides[0], rows[0]), (sides[1], rows[1]))]
         gathered.append(sides[1].table[drawn].requires_grad_())
         count = IN_BATCH * share[negative] + UNIFORM / items
-        loss = compiled(head, *gathered, (rows[1], negative), rating[chosen], count)
+        loss = compiled(head, *gathered, (rows[1], negative), rating[chosen], count, temperature)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         adam.step()

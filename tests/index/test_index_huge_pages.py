@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from twotower.index.huge_pages import LEAST, PAGE, in_huge_pages
 
+SMAPS = Path("/proc/self/smaps")
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 needs_linux = pytest.mark.skipif(
     sys.platform != "linux"
@@ -22,13 +24,9 @@ needs_linux = pytest.mark.skipif(
 
 def huge_bytes(start: int) -> int:
     """What of the mapping around an address lies in huge pages."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        first, _, rest = line.partition("-")
-        if rest and " " in rest and not line.startswith(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")):
-            inside = int(first, 16) <= start < int(rest.split()[0], 16)
-        elif inside and line.startswith("AnonHugePages:"):
-            return 1024 * int(line.split()[1])
+    for told in re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) .*?^AnonHugePages: +(\d+) kB", SMAPS.read_text(), re.M | re.S):
+        if int(told[1], 16) <= start < int(told[2], 16):
+            return 1024 * int(told[3])
     raise AssertionError(f"{start:#x} is not mapped")
 
 
@@ -47,7 +45,7 @@ def test_memory_from_before_stays_as_it_is() -> None:
     with in_huge_pages():
         pass
     assert huge_bytes(start) == before
-    del memory
+    assert len(memory) == 4 * LEAST
 
 
 @needs_linux

@@ -176,6 +176,14 @@ def test_layers_that_were_only_traced_begin_as_if_they_had_been_called(
     jax.tree.map(np.testing.assert_array_equal, traced.states(), called.states())
 
 
+def test_a_model_begins_at_the_temperature_of_its_catalogues_size(dataset: SplitDataset) -> None:
+    features = fit_features(MODEL.query, MODEL.candidate, dataset=dataset)
+    config = replace(MODEL, retrieval=replace(MODEL.retrieval, temperature="auto"))
+    for items, temperature in ((10, 0.25), (20_000, 1 / np.log(20_000))):
+        model = JointModel(config, features=features, items=items, seed=1)
+        assert model.temperature() == pytest.approx(temperature)
+
+
 def test_steps_are_compiled_before_there_are_tables_and_gradient_norms_beside_them(dataset: SplitDataset) -> None:
     ranking = replace(MODEL.ranking, labels=MODEL.ranking.labels[1:], memory=0, trends=False)
     model, arrays = build_model(replace(MODEL, ranking=ranking), dataset=dataset, seed=1)
