@@ -34,10 +34,10 @@ SCANNED = 30_000
 FEW = 4
 """Fewer items than so many times those to be scored again are all scored at once."""
 CHOICES = ((1.0, 1), (2.8, 2), (1.0, 2))
-"""Numbers of lists, as multiples of `sqrt(I)`, and seeds to choose from. At a million items, 64 wide, beside twice the
-root, trained embeddings took a seventh to a fifth less time in fewer lists, clustered ones a fifth to a third in more.
-Two seeds, because codes come out well or badly by chance: of eleven over trained embeddings, three missed twice as many
-of the best hundred among 300 scored again."""
+"""Numbers of lists, as multiples of `sqrt(I)`, and seeds to choose from. At a million items, 64 wide, trained ones
+take least time in few lists, clustered ones a third of the time in 2.8 times as many. Two seeds, because codes come out
+well or badly by chance: of eleven over trained embeddings, three missed twice as many of the best hundred among 300
+scored again."""
 SAMPLED_PER_ROOT = 250
 """Items that the centres are learned from, as a multiple of `sqrt(I)`."""
 FEWEST_SAMPLED = 1
