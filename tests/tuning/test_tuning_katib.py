@@ -1,6 +1,7 @@
 """The Experiment for a cluster: valid, and what its pods run is what we train."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from twotower.artifact import write_artifact
 from twotower.cli import progress
 from twotower.cli.main import main
 from twotower.errors import RecipeError
@@ -155,8 +157,30 @@ def test_what_katib_cannot_do_is_told() -> None:
         experiment(small(**{network: """{choices = ["mlp", "a'b"]}"""}), SPEC)
 
 
-def test_the_command_writes_the_manifest_and_says_what_the_cluster_needs(tmp_path: Path) -> None:
+def test_without_a_space_the_temperature_is_looked_for_around_that_of_the_splits_items(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('name = "large"\n', encoding="utf-8")
+    with write_artifact(tmp_path / "split", kind="split", metadata={"counts": {"train_items": 1_000_000}}):
+        pass
     to = tmp_path / "experiment.yaml"
+    command = ["tune", str(tmp_path / "recipe.toml"), "--katib", str(to), "--split"]
+    answer = CliRunner().invoke(main, [*command, str(tmp_path / "split")])
+    assert answer.exit_code == 0, answer.output
+    parameters = valid(yaml.safe_load(to.read_text(encoding="utf-8")))["spec"]["parameters"]
+    (space,) = (each["feasibleSpace"] for each in parameters if each["name"] == "model.retrieval.temperature")
+    own = 1 / math.log(1_000_000)
+    assert [float(space[end]) for end in ("min", "max")] == pytest.approx([own / 4, own * 4])
+
+    unread = CliRunner().invoke(main, [*command, str(tmp_path / "nowhere")])
+    assert unread.exit_code == 2
+    (line,) = unread.stderr.splitlines()
+    assert "nowhere" in line
+    assert "needs the number of items" in line
+    told = CliRunner().invoke(main, [*command, "s3://bucket/split", "--set", "model.retrieval.temperature=0.1"])
+    assert told.exit_code == 0, "nothing is left to the split then"
+
+
+def test_the_command_writes_the_manifest_and_says_what_the_cluster_needs(tmp_path: Path) -> None:
+    to = tmp_path / "missing" / "folder" / "experiment.yaml"
     arguments = ["tune", str(SMALL), "--trials", "5", "--katib", str(to), "--split", "s3://mlpipeline/small/split"]
     answer = CliRunner().invoke(main, arguments)
     assert answer.exit_code == 0, answer.output
@@ -169,3 +193,8 @@ def test_the_command_writes_the_manifest_and_says_what_the_cluster_needs(tmp_pat
     alone = CliRunner().invoke(main, ["tune", str(SMALL), "--katib", str(to)])
     assert alone.exit_code == 2
     assert "--katib needs --split" in alone.stderr
+    to.write_text("a file", encoding="utf-8")
+    below = CliRunner().invoke(main, [*arguments[:4], "--katib", str(to / "e.yaml"), "--split", "s3://b/split"])
+    assert below.exit_code == 2
+    why = f"{to / 'e.yaml'}: cannot be written (File exists). Name another file for --katib."
+    assert below.stderr.splitlines() == [f"Error: {why}"]

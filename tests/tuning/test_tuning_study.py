@@ -1,26 +1,31 @@
 """What a study remembers: which trials end early, what was cut off, and whose trials they are."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from twotower.errors import ArtifactError, RecipeError
 from twotower.recipe import Recipe, load_recipe
 from twotower.tuning.results import Results, results_of, trials_table
+from twotower.tuning.shared_data import refuse_without_validation
 from twotower.tuning.space import space_of
 from twotower.tuning.study import (
     FAULT,
+    LOCK,
     NAME,
     counted,
+    database_told,
     distributions,
     end_trial,
     only_one,
     open_study,
-    refuse_without_validation,
     report_epoch,
 )
 
 optuna = pytest.importorskip("optuna")
+StaticPool = pytest.importorskip("sqlalchemy.pool").StaticPool
 
 SMALL = Path(__file__).with_name("small.toml")
 
@@ -30,7 +35,7 @@ def small(**settings: str) -> Recipe:
 
 
 def opened(recipe: Recipe, out: Path, *, split: str = "a") -> "optuna.Study":
-    return open_study(recipe, space_of(recipe), split=split, out=out, jobs=1)
+    return open_study(recipe, space_of(recipe), split=split, items=60, out=out, jobs=1)
 
 
 def seen(recipe: Recipe, study: "optuna.Study") -> Results:
@@ -132,10 +137,55 @@ def test_trials_of_another_recipe_or_of_other_data_are_refused(tmp_path: Path) -
         opened(small(), tmp_path, split="b")
 
 
+def test_auto_is_tried_as_such_where_it_is_a_choice_and_no_key_but_the_tuned_is_told_in_numbers(tmp_path: Path) -> None:
+    space = '"train.epochs" = {low = 1, high = 5}\n'
+    choices = '"model.retrieval.temperature" = {choices = ["auto", 0.1]}\n'
+    told = []
+    for name, text in (("named", space + choices), ("left", space)):
+        (tmp_path / name).mkdir()
+        recipe = load_recipe(f"[train]\nepochs = 2\n[tune.space]\n{text}")
+        study = open_study(recipe, space_of(recipe), split="a", items=1_000_000, out=tmp_path / name, jobs=1)
+        first = study.ask(distributions(space_of(recipe)))
+        end_trial(first, 0.5, noted={})
+        best = seen(recipe, study).recipe
+        assert best == load_recipe("[train]\nepochs = 2\n"), "the recipe itself, its temperature still auto"
+        told.append(first.params)
+    assert told == [{"train.epochs": 2, "model.retrieval.temperature": "auto"}, {"train.epochs": 2}]
+
+
 def test_a_file_that_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("not a database, but long enough to be looked at " * 20, encoding="utf-8")
-    with pytest.raises(ArtifactError, match="no study that can be read"):
+    with pytest.raises(ArtifactError, match=r"no study that can be read \(file is not a database\)") as caught:
         opened(small(), tmp_path)
+    assert "Remove it" in str(caught.value)
+
+
+def test_what_a_database_complains_about_is_told_in_its_words_and_nothing_is_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(ArtifactError, match=r"study\.db: not to be read or written \(unable to open") as caught:
+        opened(small(), tmp_path)
+    assert "emove" not in str(caught.value)
+    one = {"poolclass": StaticPool}  # A limit holds for a connection.
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'full.db'}", engine_kwargs=one)
+    study = optuna.create_study(storage=storage)
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    with pytest.raises(ArtifactError, match=r"\(database or disk is full\)"), database_told(tmp_path):
+        study.set_user_attr("large", "x" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda out: out.write_text("a file", encoding="utf-8"), "no folder that a study can lie in (File exists)"),
+        (lambda out: (out / LOCK).mkdir(parents=True), "not to be read or written (unable to open database file)"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_as_that(spoil: Any, told: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    spoil(out)
+    with pytest.raises(ArtifactError, match=re.escape(told)), only_one(out):
+        raise AssertionError("not reached")
 
 
 def test_two_cannot_be_at_one_study(tmp_path: Path) -> None:

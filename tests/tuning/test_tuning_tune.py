@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from twotower import steps
 from twotower.artifact import fingerprint, read_manifest
 from twotower.cli.main import main
-from twotower.errors import RecipeError
+from twotower.errors import ArtifactError, RecipeError
 from twotower.recipe import Recipe, load_recipe, recipe_toml
 from twotower.tune_config import TuneConfig
 from twotower.tuning.results import Results
-from twotower.tuning.space import settled, space_of
+from twotower.tuning.space import space_of
 from twotower.tuning.study import FAULT, distributions, end_trial, open_study
 from twotower.tuning.tune import SCRATCH, tune
 from twotower.tuning.worker import Epoch, Stopped, work
@@ -36,6 +36,12 @@ def small(**settings: str) -> Recipe:
 def quiet(recipe: Recipe, out: Path, *, trials: int, jobs: int = 1) -> tuple[Results, list[str]]:
     told: list[str] = []
     return tune(recipe, trials=trials, jobs=jobs, out=out, tell=told.append), told
+
+
+def contents(out: Path) -> dict[str, str]:
+    """What lies in a study's folder: the data by its hash."""
+    parts = {name: fingerprint(out / name) for name in ("prepared", "split")}
+    return parts | {path.name: "" for path in out.iterdir() if path.name not in parts}
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +105,9 @@ def test_where_all_trials_failed_the_first_reason_is_told_in_one_line(study: Pat
     out = tmp_path / "study"
     for name in ("prepared", "split"):
         shutil.copytree(study / name, out / name)
-    recipe = settled(small())
+    recipe = small()
     space = space_of(recipe)
-    failing = open_study(recipe, space, split=fingerprint(out / "split"), out=out, jobs=1)
+    failing = open_study(recipe, space, split=fingerprint(out / "split"), items=60, out=out, jobs=1)
     end_trial(failing.ask(distributions(space)), None, noted={FAULT: "train: the loss is no number."})
     answer = CliRunner().invoke(main, ["tune", str(SMALL), "--trials", "1", "--out", str(out)])
     assert answer.exit_code == 2
@@ -117,6 +123,39 @@ def test_a_split_without_validation_and_a_bad_key_are_refused_before_any_trial(t
     with pytest.raises(RecipeError, match=r"nearest is 'train\.epochs'"):
         quiet(small(tune__space__train__epoch="{low = 1, high = 2}"), tmp_path / "other", trials=1)
     assert not (tmp_path / "other").exists()
+
+
+def test_what_trials_have_read_stays_where_they_are_gone_on_with_by_another_recipe(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    before = contents(out)
+    told: list[str] = []
+    for changed, reason in (
+        (small(seed="4"), "seed changed"),
+        (small(train__epochs="3", split__validation="0.2"), r"\[train\] changed"),
+        (small(split__validation="0.2"), "data changed"),
+    ):
+        with pytest.raises(ArtifactError, match=rf"these trials were of another recipe \({reason}\)"):
+            tune(changed, trials=1, jobs=1, out=out, tell=told.append)
+        assert contents(out) == before
+    assert told[0].startswith("the data is not up to date: it is made beside"), "the first two are told before"
+    shutil.rmtree(out / "split")
+    _, told = quiet(small(), out, trials=1)
+    assert told[-1].startswith("trials that are there already")
+    assert contents(out) == before, "made again, it is the same"
+
+
+def test_a_validation_part_that_asks_for_nothing_new_is_refused_before_any_trial(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    rows = [f"{'uv'[number % 2]},{'ab'[number // 2 % 2]},{1_600_000_000 + number}" for number in range(80)]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
+    out = tmp_path / "study"
+    arguments = ["tune", str(SMALL), "--trials", "1", "--out", str(out), "--set", "prepare.source=files"]
+    answer = CliRunner().invoke(main, [*arguments, "--set", f"prepare.files.interactions={log}"])
+    assert answer.exit_code == 2, answer.output
+    told = answer.stderr.splitlines()[-1]
+    assert told.startswith("Error: split: the validation part holds nothing that its users had not met before")
+    assert not (out / "study.db").exists()
 
 
 @pytest.mark.slow

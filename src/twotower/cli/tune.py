@@ -100,7 +100,7 @@ def _show(results: "Results", out: Path) -> None:
 def _write_experiment(recipe: "Recipe", *, trials: int, jobs: int, split: str, profile: Path | None, to: Path) -> None:
     from twotower.pipeline.dress import settings_of
     from twotower.pipeline.profile import load_profile
-    from twotower.tuning.katib import Trials, experiment_yaml, needs
+    from twotower.tuning.katib import Trials, experiment_yaml, items_of, needs
 
     place = load_profile(profile)
     task = settings_of("train", place)
@@ -130,7 +130,18 @@ def _write_experiment(recipe: "Recipe", *, trials: int, jobs: int, split: str, p
         ],
         image_pull_secrets=place.image_pull_secrets,
     )
-    to.write_text(experiment_yaml(recipe, spec), encoding="utf-8")
+    text = experiment_yaml(recipe, spec, items=items_of(recipe, split))
+    _write(text, to)
     for line in needs(spec):
         tell(line)
     click.echo(to)
+
+
+def _write(text: str, to: Path) -> None:
+    from twotower.errors import StorageError
+
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(text, encoding="utf-8")
+    except OSError as fault:
+        raise StorageError(f"{to}: cannot be written ({fault.strerror}). Name another file for --katib.") from fault

@@ -3,6 +3,7 @@
 In reading order:
 
 `tune.py`: trials, several at a time, until there are enough; the result.
+`shared_data.py`: the split that they read; other data is refused before it takes that one's place.
 `space.py`: what is tried, checked before any trial; the recipe that values give.
 `study.py`: the trials so far in one SQLite file: what to try next, which trials to end.
 `worker.py`: a process that trains one trial after another.

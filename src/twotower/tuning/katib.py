@@ -6,16 +6,19 @@ container that reads its output (pkg/webhook/v1beta1/pod/utils.go), and that con
 (cmd/metricscollector/v1beta1/file-metricscollector/main.go).
 """
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twotower.errors import RecipeError
+from twotower import storage
+from twotower.artifact import MANIFEST
+from twotower.errors import RecipeError, StorageError
 from twotower.recipe import Recipe, recipe_toml
 from twotower.tune_config import TuneConfig
-from twotower.tuning.space import Dimension, space_of
+from twotower.tuning.space import Dimension, follows_catalogue, settled, space_of
 from twotower.tuning.study import is_error
 
 CONTAINER = "train"
@@ -54,7 +57,7 @@ class Trials:
     image_pull_secrets: Sequence[str] = ()
 
 
-def experiment_yaml(recipe: Recipe, spec: Trials) -> str:
+def experiment_yaml(recipe: Recipe, spec: Trials, *, items: int = 0) -> str:
     """The manifest as YAML, for `kubectl apply -f`.
 
     Raises:
@@ -62,17 +65,22 @@ def experiment_yaml(recipe: Recipe, spec: Trials) -> str:
     """
     import yaml
 
-    text: str = yaml.dump(experiment(recipe, spec), Dumper=_dumper(), sort_keys=False, width=120)
+    text: str = yaml.dump(experiment(recipe, spec, items=items), Dumper=_dumper(), sort_keys=False, width=120)
     return text
 
 
-def experiment(recipe: Recipe, spec: Trials) -> dict[str, Any]:
+def experiment(recipe: Recipe, spec: Trials, *, items: int = 0) -> dict[str, Any]:
     """The Experiment that Katib runs.
+
+    Args:
+        recipe: What is tuned.
+        spec: How trials run.
+        items: Of the train part, by `items_of`.
 
     Raises:
         RecipeError: a search space that cannot be, or a pruner or a value that Katib cannot do.
     """
-    space = space_of(recipe)
+    space = space_of(settled(recipe, items=items))
     metric = recipe.train.metric
     body: dict[str, Any] = {
         "objective": {
@@ -83,6 +91,7 @@ def experiment(recipe: Recipe, spec: Trials) -> dict[str, Any]:
         },
         "algorithm": {
             "algorithmName": "tpe",
+            # Hyperopt's, which Katib runs for it: a setting for the trials drawn by chance would be refused.
             "algorithmSettings": [{"name": "random_state", "value": str(recipe.seed)}],
         },
         **_early_stopping(recipe),
@@ -109,6 +118,27 @@ def experiment(recipe: Recipe, spec: Trials) -> dict[str, Any]:
         },
         "spec": body,
     }
+
+
+def items_of(recipe: Recipe, split: str) -> int:
+    """Items of the train part, where the recipe's space follows from their number; elsewhere 0, and nothing is read.
+
+    Raises:
+        RecipeError: the number is needed, and cannot be read from here.
+    """
+    if not follows_catalogue(recipe):
+        return 0
+    place = storage.join(storage.absolute(split), MANIFEST)
+    try:
+        return int(json.loads(storage.read_bytes(place))["metadata"]["counts"]["train_items"])
+    except StorageError as fault:
+        reason = str(fault)
+    except (ValueError, LookupError, TypeError):
+        reason = f"{storage.shown(place)}: not what `split` wrote."
+    raise RecipeError(
+        f"{reason} --katib needs the number of items: model.retrieval.temperature = 'auto' follows from it, and is "
+        "tuned. Let --split be read from here, set the temperature to a number, or name a [tune.space]."
+    )
 
 
 def needs(spec: Trials) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
@@ -18,6 +18,7 @@ YARDSTICK = ("train.metric", "train.validation_queries")
 """Keys by which trials are compared: under other values their figures would not compare."""
 UNREAD = ("train.single_tasks",)
 """Keys of those sections that a trial does not read."""
+TEMPERATURE = "model.retrieval.temperature"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +84,33 @@ def settled(recipe: Recipe, *, items: int = 0) -> Recipe:
     return replace(recipe, model=replace(recipe.model, retrieval=told))
 
 
+def follows_catalogue(recipe: Recipe) -> bool:
+    """Whether what is tried depends on how many items there are: around the temperature that follows from them."""
+    is_auto = recipe.model.retrieval.temperature == "auto"
+    return is_auto and not recipe.tune.space and any(each.key == TEMPERATURE for each in _around(recipe))
+
+
 def known_settings(recipe: Recipe) -> dict[str, Any]:
-    """Every key of the sections that trials may differ in -> the recipe's value."""
-    recipe = settled(recipe)
-    return {key: value for section in SECTIONS for key, value in _leaves(getattr(recipe, section), section)}
+    """Every key of the sections that trials may differ in -> the recipe's value; a number where the data gives it."""
+    return _settings(settled(recipe))
+
+
+def own_values(recipe: Recipe, space: Sequence[Dimension], *, items: int) -> dict[str, Any] | None:
+    """What a sampler tries to give the recipe's own settings; None where the space does not hold them all.
+
+    "auto" is tried as such where it is among the choices, elsewhere as the number that it stands for.
+
+    Args:
+        recipe: With what it leaves to the catalogue's size.
+        space: What is tried.
+        items: Of the train part.
+    """
+    plain, told = _settings(recipe), known_settings(settled(recipe, items=items))
+    own: dict[str, Any] = {}
+    for each in space:
+        tried = each.tried(plain[each.key])
+        own[each.key] = each.tried(told[each.key]) if tried is None else tried
+    return None if None in own.values() else own
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Recipe:
@@ -108,6 +132,10 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], *, where: str) -> Rec
 def as_text(value: Any) -> str:
     """A value as TOML reads it back; words without quotes, as `--set` takes them."""
     return value if isinstance(value, str) else json.dumps(_plain(value), separators=(",", ":"))
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for section in SECTIONS for key, value in _leaves(getattr(recipe, section), section)}
 
 
 def _leaves(config: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -192,7 +220,7 @@ def _around(recipe: Recipe) -> list[Dimension]:
     ]  # fmt: skip
     temperature = model.retrieval.first_temperature(items=0)
     if model.retrieval.weight and model.retrieval.loss == "softmax":
-        found.append(Dimension(key="model.retrieval.temperature", low=temperature / 4, high=temperature * 4, log=True))
+        found.append(Dimension(key=TEMPERATURE, low=temperature / 4, high=temperature * 4, log=True))
     if model.ranking.labels:
         high = max(0.5, model.ranking.dropout)
         found.append(Dimension(key="model.ranking.dropout", low=0.0, high=high))

@@ -1,30 +1,35 @@
 """Find better settings: trials that share their data, several at a time, in a study that can be gone on with."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twotower import artifact, steps
+from twotower import artifact
 from twotower.errors import TrainingError
-from twotower.made_from import KIND_OF
 from twotower.recipe import Recipe, recipe_toml
 from twotower.tuning.results import Results, results_of, write_results
+from twotower.tuning.shared_data import Tell, shared_data
 from twotower.tuning.space import Dimension, settled, space_of
 from twotower.tuning.study import (
     BEST_EPOCH,
     FAULT,
+    NAME,
     SECONDS,
     counted,
+    database_told,
     distributions,
     end_trial,
+    identity_of,
+    known_identity,
+    make_folder,
     only_one,
     open_study,
-    refuse_without_validation,
+    refuse_other,
     report_epoch,
 )
 from twotower.tuning.worker import Done, Epoch, Stopped, work
@@ -35,10 +40,7 @@ if TYPE_CHECKING:
 MOST_DEAD = 3
 """Workers in a row that may die of something that is no fault of a trial's settings."""
 SCRATCH = ".scratch"
-"""Below the study's folder: checkpoints of running trials."""
-
-Tell = Callable[[str], None]
-"""Told a line about how far it is."""
+"""Below the study's folder: checkpoints of running trials, and data that is made again."""
 
 
 def tune(recipe: Recipe, *, trials: int, jobs: int, out: Path, tell: Tell) -> Results:
@@ -56,28 +58,25 @@ def tune(recipe: Recipe, *, trials: int, jobs: int, out: Path, tell: Tell) -> Re
 
     Raises:
         RecipeError: a search space that cannot be, or a split without validation.
-        ArtifactError: the folder's study is another one's, or somebody is at it.
+        ArtifactError: the folder's study is another one's, or cannot be written, or somebody is at it.
         TrainingError: no trial came to an end.
     """
     import optuna
 
     del optuna  # Where it is not installed, this is told before any work.
     space_of(recipe)  # What is wrong with it is told before any work.
-    out.mkdir(parents=True, exist_ok=True)
-    with only_one(out):
-        split, counts = _shared_data(recipe, out, tell)
-        recipe = settled(recipe, items=counts["train_items"])
-        space = space_of(recipe)
-        study = open_study(recipe, space, split=artifact.fingerprint(split), out=out, jobs=jobs)
+    with only_one(out), _scratch(out) as scratch, database_told(out / NAME):
+        known = known_identity(recipe, out)
+        refuse_other(known, identity_of(recipe), out=out)  # Before the data of its trials is touched.
+        split, counts = shared_data(recipe, out=out, scratch=scratch, known=known, tell=tell)
+        space = space_of(settled(recipe, items=counts["train_items"]))
+        fingerprint = artifact.fingerprint(split)
+        study = open_study(recipe, space, split=fingerprint, items=counts["train_items"], out=out, jobs=jobs)
         if (there := counted(study)) > 0:
             tell(f"trials that are there already: {there}; to go: {max(0, trials - there)}")
-        scratch = out / SCRATCH
-        shutil.rmtree(scratch, ignore_errors=True)  # Of a run that was killed.
-        scratch.mkdir()
         try:
             _Trying(recipe, study, space=space, trials=trials, split=split, scratch=scratch, tell=tell).go_on(jobs)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
             results = results_of(recipe, study, space=space)
             if results.best is not None:
                 write_results(results, out)
@@ -86,16 +85,16 @@ def tune(recipe: Recipe, *, trials: int, jobs: int, out: Path, tell: Tell) -> Re
     return results
 
 
-def _shared_data(recipe: Recipe, out: Path, tell: Tell) -> tuple[Path, dict[str, int]]:
-    """The split that all trials read, made where it is not up to date, and its counts."""
-    for ran in steps.run(recipe, out=out):
-        if ran.is_fresh:
-            tell(f"{ran.step:<9} {ran.directory}")
-        if ran.step == "split":
-            manifest = artifact.read_manifest(ran.directory, kind=KIND_OF["split"])
-            refuse_without_validation(manifest["metadata"], metric=recipe.train.metric)
-            return ran.directory, manifest["metadata"]["counts"]
-    raise AssertionError("a run has a split")
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder below the study's that goes when the block ends, with what a run that was killed has left in it."""
+    folder = out / SCRATCH
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Worker:
