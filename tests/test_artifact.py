@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from twotower.artifact import MANIFEST, _replace, fingerprint, read_manifest, recover, verify, write_artifact
+from twotower.artifact import MANIFEST, _replace, fingerprint, read_manifest, recover, remove, verify, write_artifact
 from twotower.errors import ArtifactError
 
 
@@ -176,3 +176,21 @@ def test_a_write_that_succeeds_removes_what_killed_writers_of_its_target_left_an
         (tmp_path / name).mkdir()
     written(target, "again")
     assert names(tmp_path) == sorted([*others, "a"])
+
+
+def test_of_a_removal_that_was_cut_short_the_next_writer_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.checkpoint"
+    with write_artifact(target, kind="checkpoint") as out:
+        (out / "a.npz").touch()
+    with monkeypatch.context() as cut:
+        cut.setattr("twotower.artifact.shutil.rmtree", lambda *_, **__: None)
+        remove(target)
+    recover(target)
+    assert not target.exists(), "half a directory is never met"
+    with write_artifact(target, kind="checkpoint") as out:
+        (out / "b.npz").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.checkpoint"]
+    remove(target)
+    assert not list(tmp_path.iterdir())

@@ -72,6 +72,16 @@ def recover(target: Path) -> None:
             _put_back(target)
 
 
+def remove(target: Path) -> None:
+    """Take a directory away in one go: what is left of it by who is killed meanwhile, the next writer removes."""
+    if not target.exists():
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.new.", dir=target.parent))
+    with suppress(PermissionError):  # On Windows it stays as it is while a file in it is open.
+        target.rename(aside / "removed")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def read_manifest(directory: Path, *, kind: str) -> dict[str, Any]:
     """What the directory says of itself: `{"kind", "format", "metadata", "files": {path: sha256}}`.
 

@@ -20,7 +20,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from twotower import storage
 from twotower.bundle_config import BundleConfig
 from twotower.data.config import PrepareConfig, SplitConfig
-from twotower.data.schema import STRICT
+from twotower.data.schema import ENVIRONMENT, STRICT
 from twotower.errors import RecipeError, StorageError
 from twotower.evaluation.config import EvaluateConfig, GateConfig
 from twotower.index.config import IndexConfig
@@ -29,7 +29,6 @@ from twotower.serve_config import ServeConfig
 from twotower.training.config import TrainConfig
 from twotower.tune_config import TuneConfig
 
-ENVIRONMENT = "TWOTOWER__"
 DEFAULT = "simulated"
 """The embedded recipe that runs when none is named: offline, in about a minute."""
 

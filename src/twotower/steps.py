@@ -141,7 +141,7 @@ def train(
             metadata["single_tasks"] = [{"task": task, "directory": directory_of(task)} for task in singles]
     if is_first():
         for checkpoint in (joint, single):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            artifact.remove(checkpoint)
 
 
 def _fit(

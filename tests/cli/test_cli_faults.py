@@ -26,6 +26,14 @@ def test_a_fault_of_the_user_is_one_line_on_stderr_and_code_2() -> None:
     assert result.stderr == "Error: log.csv: no column 'user_id'. Name it in prepare.files.columns.\n"
 
 
+def test_going_on_where_no_checkpoint_is_kept_is_refused() -> None:
+    result = CliRunner().invoke(main, ["train", "simulated", "--split", "split", "--out", "s3://b/model", "--resume"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "Error: --resume: a training whose model goes to an address (s3://b/model) keeps no"
+    )
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     result = outcome(ZeroDivisionError("bug"))
     assert isinstance(result.exception, ZeroDivisionError)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from twotower.training.embeddings import Accumulator, adagrad, localise, new_accumulator, new_owner
+from twotower.errors import RecipeError
+from twotower.training.embeddings import Accumulator, adagrad, localise, localise_all, new_accumulator, new_owner
 
 ROWS, DIM = 50, 3
 TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32))
@@ -43,6 +44,14 @@ def test_two_sparse_steps_equal_dense_adagrad(ids: np.ndarray, kind: Accumulator
         dense_sum = dense_sum + (square.mean(axis=1, keepdims=True) if kind == "row" else square)
         dense = dense - 0.1 * whole / np.sqrt(np.where(dense_sum > 0, dense_sum, 1.0))
     assert np.allclose(table, dense, atol=1e-5)
+
+
+def test_more_ids_than_can_be_told_apart_are_refused() -> None:
+    lookup, batch = {"query": {"ids": "users"}}, {"query": {"ids": jnp.zeros((3, 2), jnp.int32)}}
+    with pytest.raises(RecipeError, match=r"train\.steps_per_call: in 357,913,942 steps a batch's ids of users"):
+        localise_all(
+            {"users": TABLE}, batch, lookups=lookup, owners={"users": new_owner(TABLE)}, step=0, steps=357_913_942
+        )
 
 
 def test_a_small_table_is_taken_whole_and_learns_the_same() -> None:

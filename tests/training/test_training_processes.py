@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from twotower.errors import TrainingError
 from twotower.training.checkpoints import _read_rows
 from twotower.training.distributed import Rows, joined
-from twotower.training.launch import _free_port, launch
+from twotower.training.launch import _free_port, launch, launch_training
 
 RECIPE = Path(__file__).with_name("processes.toml")
 LOSSES = ("loss", "retrieval", "rating", "validation_ndcg@10")
@@ -175,6 +175,26 @@ def test_a_step_on_two_devices_carries_no_table(tiny_split: Path) -> None:
     assert not set(found["carried"]) & set(found["tables"])
 
 
+@pytest.mark.slow
+def test_the_first_of_two_gathers_a_whole_table_piece_by_piece(tmp_path: Path) -> None:
+    table = np.arange(23 * 3, dtype=np.float32).reshape(23, 3)
+    body = f"""
+    import numpy as np
+    import twotower.training.distributed as distributed
+    distributed.PIECE = 5
+    with distributed.joined():
+        table = np.arange(23 * 3, dtype=np.float32).reshape(23, 3)
+        own = distributed.take_home(distributed.deal_rows(table), rows=23)
+        found = distributed.gather_tables({{'table': own}})
+        if first:
+            np.save({str(tmp_path / "found.npy")!r}, found['table'])
+        else:
+            assert not found
+    """
+    launch([sys.executable, "-c", PRELUDE + body], 2, folder=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), table)
+
+
 # Checkpoints
 
 
@@ -244,6 +264,19 @@ def test_no_worker_outlives_its_launcher(number: int, tmp_path: Path) -> None:
     launcher.send_signal(number)
     launcher.wait()
     wait_until_gone(workers)
+
+
+def test_what_the_command_line_chose_is_not_overridden_anew_in_a_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TWOTOWER__TRAIN__EPOCHS", "7")
+    launch(worker("assert 'TWOTOWER__TRAIN__EPOCHS' not in os.environ"), 1, folder=tmp_path)
+
+
+def test_a_job_without_a_checkpoint_is_not_told_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # No interpreter starts.
+    with pytest.raises(TrainingError, match=r"worker \d of 2 .*No checkpoint was written: begin anew\.$"):
+        launch_training("", split="nowhere", out=str(tmp_path / "model"), processes=2)
 
 
 # A cluster's variables

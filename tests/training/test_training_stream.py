@@ -111,6 +111,23 @@ def test_what_is_compiled_for_ahead_is_as_wide_as_what_comes(
         assert supply.blank(10**6).steps == part.plan.steps
 
 
+def test_a_run_on_other_features_of_items_is_another_run(
+    dataset: SplitDataset, features: FittedFeatures, shards: Shards
+) -> None:
+    shared = Shared.build(dataset, features)
+    one, same, other = (
+        FromDisk(shards, shared=each, batch_size=BATCH, sequence=None, seed=1)
+        for each in (shared, Shared.build(dataset, features), replace(shared, probability=shared.probability[::-1]))
+    )
+    assert one.identity() == same.identity() != other.identity()
+
+
+def test_too_few_users_for_windows_are_told(dataset: SplitDataset, features: FittedFeatures, shards: Shards) -> None:
+    few = replace(shards, rows=(9, *(0,) * (len(shards.rows) - 1)))
+    with pytest.raises(RecipeError, match=r"too few users to be read in windows.* Raise it to 9,"):
+        supply_of(few, dataset, features)
+
+
 def test_shards_hold_every_example_once_with_the_history_that_it_has_in_memory(
     dataset: SplitDataset, features: FittedFeatures, shards: Shards
 ) -> None:

@@ -16,6 +16,7 @@ from twotower.cli.options import (
     registry_option,
 )
 from twotower.cli.progress import tell, watching
+from twotower.errors import TrainingError
 
 if TYPE_CHECKING:
     from twotower.recipe import Recipe
@@ -107,8 +108,14 @@ def train(recipe: "Recipe", split: str, resume: bool, warm_start: str | None, pr
       twotower train recipe.toml --split runs/first/split --out runs/first/model
       twotower train recipe.toml --split runs/first/split --processes 4 --out runs/first/model
     """
+    from twotower import storage
     from twotower.training.launch import as_worker, launch_training
 
+    if resume and storage.is_address(out):
+        raise TrainingError(
+            f"--resume: a training whose model goes to an address ({storage.shown(out)}) keeps no checkpoint. Leave "
+            "--resume out, or name a folder."
+        )
     if processes > 1:
         from twotower.recipe import recipe_toml
 

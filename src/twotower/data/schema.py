@@ -11,6 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid")
+ENVIRONMENT = "TWOTOWER__"
+"""How the names of environment variables begin that override the recipe."""
 
 PositiveInt = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]

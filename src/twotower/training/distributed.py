@@ -36,6 +36,11 @@ HEARTBEAT, HEARTBEAT_HERE = 60, 86_400
 on one machine, whose launcher does, and which may have slept."""
 MEETING = 600
 """Seconds that a process waits for the others to start: a node may have to pull its image."""
+WAITING = 86_400
+"""Seconds that processes on CPUs wait for one another within a collective, as while the first one exports and writes:
+XLA's own half hour is too short for a large catalogue."""
+PIECE = 65_536
+"""Rows of a table that each process gives at a time, so that none but the first ever has all of it."""
 
 T = TypeVar("T")
 
@@ -87,6 +92,8 @@ def _number(name: str, *, otherwise: str = "") -> int:
 def _meet(coordinator: str, count: int, process: int) -> None:
     # Among CPUs; GPUs have NCCL by themselves.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    waiting = f"--xla_cpu_collective_timeout_seconds={WAITING}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {waiting}".strip()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -249,14 +256,25 @@ def gather_tables(tables: Mapping[str, Rows]) -> dict[str, Array]:
     """The whole tables in the first process, from the rows that each holds; none in the others."""
     gathered = {}
     for name, own in tables.items():
-        table = own.values
-        if jax.process_count() > 1:
-            share = _filled(own.total) // jax.process_count()
-            filled = np.pad(own.values, ((0, share - len(own.values)), (0, 0)))
-            table = multihost_utils.process_allgather(filled, tiled=True)[: own.total]
-        if is_first():
+        table = own.values if jax.process_count() == 1 else _gather(own)
+        if table is not None:
             gathered[name] = jnp.asarray(table)
     return gathered
+
+
+def _gather(own: Rows) -> NDArray[Any] | None:
+    """The whole table in the first process's own memory; None in the others."""
+    share, width = _filled(own.total) // jax.process_count(), own.values.shape[1:]
+    whole = np.empty((share * jax.process_count(), *width), own.values.dtype) if is_first() else None
+    for start in range(0, share, PIECE):
+        size = min(PIECE, share - start)
+        piece = own.values[start : start + size]
+        filled = np.pad(piece, ((0, size - len(piece)), (0, 0)))
+        parts = multihost_utils.process_allgather(filled)
+        if whole is not None:
+            for number, part in enumerate(parts):
+                whole[number * share + start : number * share + start + size] = part
+    return None if whole is None else whole[: own.total]
 
 
 def _filled(rows: int) -> int:

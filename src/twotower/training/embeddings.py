@@ -15,6 +15,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
+from twotower.errors import RecipeError
+
 Accumulator = Literal["row", "element"]
 
 
@@ -74,6 +76,7 @@ def localise_all(
     lookups: Mapping[str, Mapping[str, str]],
     owners: Mapping[str, Array],
     step: int | Array,
+    steps: int,
 ) -> dict[str, LocalRows]:
     """Gather every table's rows, and let the batch's inputs point into these instead.
 
@@ -83,11 +86,20 @@ def localise_all(
         lookups: Group of inputs -> input -> the table whose rows it holds.
         owners: By table, as for `localise`.
         step: As for `localise`.
+        steps: One more than the largest `step`.
+
+    Raises:
+        RecipeError: so many ids in so many steps cannot be told apart.
     """
     found = {}
     for name, table in tables.items():
         uses = [(group, key) for group, keys in lookups.items() for key, used in keys.items() if used == name]
         ids = {f"{group}/{key}": batch[group][key] for group, key in uses}
+        if steps * sum(each.size for each in ids.values()) >= 2**31:
+            raise RecipeError(
+                f"train.steps_per_call: in {steps:,} steps a batch's ids of {name} are more than can be counted. Take "
+                "fewer."
+            )
         local = localise(table, ids, owner=owners[name], step=step)
         for group, key in uses:
             batch[group][key] = local.inputs[f"{group}/{key}"]

@@ -19,6 +19,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from twotower.artifact import MANIFEST
+from twotower.data.schema import ENVIRONMENT
 from twotower.errors import TrainingError, TwotowerError
 
 LAST_WORDS = "TWOTOWER_LAST_WORDS"
@@ -42,8 +44,13 @@ def launch_training(
         warm_start: An earlier model.
 
     Raises:
-        TrainingError: a worker died; which one and how.
+        TrainingError: a worker died; which one and how. Or there can be no workers here.
     """
+    if os.name == "nt":
+        raise TrainingError(
+            "train: on Windows a training has one process, as gloo, which joins several, is not built for it. Leave "
+            "--processes out, or train in WSL."
+        )
     if os.environ.get("JAX_NUM_PROCESSES", "1") != "1":
         raise TrainingError(
             "train: JAX_NUM_PROCESSES is set, so this process is one of several already. Leave --processes out."
@@ -54,7 +61,14 @@ def launch_training(
         command = [sys.executable, "-m", "twotower", "train", str(path), "--split", split, "--out", out]
         command += ["--resume"] if resume else []
         command += [] if warm_start is None else ["--warm-start", warm_start]
-        launch(command, processes, folder=Path(folder))
+        try:
+            launch(command, processes, folder=Path(folder))
+        except WorkerError as fault:
+            is_kept = (Path(f"{out}.checkpoint") / MANIFEST).is_file()
+            then = (
+                "The checkpoint is kept: go on with --resume." if is_kept else "No checkpoint was written: begin anew."
+            )
+            raise TrainingError(f"{fault} {then}") from fault
 
 
 def launch(command: Sequence[str], processes: int, *, folder: Path) -> None:
@@ -66,7 +80,8 @@ def launch(command: Sequence[str], processes: int, *, folder: Path) -> None:
         folder: For what workers leave behind, however they end; the caller removes it.
 
     Raises:
-        TrainingError: a worker died; which one and how.
+        WorkerError: a worker died; which one and how.
+        TrainingError: what a worker told that the user can mend.
     """
     address = f"127.0.0.1:{_free_port()}"
     ended: queue.Queue[int] = queue.Queue()
@@ -84,6 +99,10 @@ def launch(command: Sequence[str], processes: int, *, folder: Path) -> None:
                 raise _fault(number, workers, folder=folder)
     finally:
         _end(workers)
+
+
+class WorkerError(TrainingError):
+    """A worker died of what it could not tell itself."""
 
 
 @contextmanager
@@ -140,7 +159,8 @@ def _environment(number: int, processes: int, *, address: str, folder: Path) -> 
         "TMPDIR": str(folder),
         LAST_WORDS: str(_last_words(folder, number)),
     }
-    return os.environ | place
+    # The recipe that workers are given has what the environment overrides, and what the command line did after it.
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)} | place
 
 
 def _tell_end(worker: "subprocess.Popen[bytes]", number: int, ended: "queue.Queue[int]") -> None:
@@ -172,10 +192,7 @@ def _fault(number: int, workers: Sequence["subprocess.Popen[Any]"], *, folder: P
         words = _log(folder, number).read_text(encoding="utf-8", errors="replace").strip()
     if words:
         sys.stderr.write(f"{words}\n")
-    return TrainingError(
-        f"train: worker {number + 1} of {len(workers)} {_how(code, words)}; the others were stopped. "
-        "The checkpoint is kept: go on with --resume."
-    )
+    return WorkerError(f"train: worker {number + 1} of {len(workers)} {_how(code, words)}; the others were stopped.")
 
 
 def _how(code: int, words: str) -> str:

@@ -236,6 +236,7 @@ class Run:
 
     def finish(self, carried_over: CarriedOver | None) -> Trained:
         """The model with the best epoch's weights."""
+        del self.state  # It holds tables, and so does what follows.
         self.model.assign(self.best["weights"], self.best["states"])
         self.model.tables = gather_tables(self.best["tables"])
         return Trained(

@@ -194,7 +194,7 @@ class Stepper:
         plan = Plan(*(values[0] for values in plan))
         batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
         batch["task_weights"] = state.task_weights
-        locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=_new_owners(state), step=0)
+        locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=_new_owners(state), step=0, steps=1)
         values = {name: local.values for name, local in locals_.items()}
 
         def task_losses(weights: Weights, rows: Tables) -> tuple[dict[str, Array], Weights]:
@@ -215,16 +215,17 @@ class Stepper:
     def _scan(self, state: TrainState, plan: Plan, arrays: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
         numbers = jnp.arange(plan.steps, dtype=jnp.int32)
         begin = state, _new_owners(state)
-        (state, _), losses = jax.lax.scan(partial(self._step, arrays=arrays), begin, (numbers, plan))
+        step = partial(self._step, arrays=arrays, steps=plan.steps)
+        (state, _), losses = jax.lax.scan(step, begin, (numbers, plan))
         return state, losses
 
     def _step(
-        self, carried: tuple[TrainState, Tables], given: tuple[Array, Plan], *, arrays: Mapping[str, Any]
+        self, carried: tuple[TrainState, Tables], given: tuple[Array, Plan], *, arrays: Mapping[str, Any], steps: int
     ) -> tuple[tuple[TrainState, Tables], dict[str, Array]]:
         (state, owners), (number, plan) = carried, given
         batch = self._gather(plan, arrays, key=jax.random.fold_in(jax.random.key(self.seed), state.step))
         batch["task_weights"] = state.task_weights
-        locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=owners, step=number)
+        locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=owners, step=number, steps=steps)
         values = {name: local.values for name, local in locals_.items()}
         (_, (losses, states)), (weight_gradients, row_gradients) = jax.value_and_grad(
             self.model.loss, argnums=(0, 1), has_aux=True

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from twotower.artifact import hash_json
 from twotower.data.batches import TrainingArrays
 from twotower.data.examples import PER_PLACE, PLACES, Shared
 from twotower.data.pieces import digest
 from twotower.data.schema import SequenceFeature
 from twotower.data.shards import Shards
+from twotower.errors import RecipeError
 from twotower.training.plan import Planner, blank
 from twotower.training.step import Plan, on_device
 
@@ -110,10 +112,18 @@ class FromDisk:
             batch_size: Examples a step at most.
             sequence: How histories are read in their order; None where examples stand by themselves.
             seed: Decides the order.
+
+        Raises:
+            RecipeError: too few users to fill the shards.
         """
         self.shards, self.shared, self.sequence, self.seed = shards, shared, sequence, seed
         self.examples = sum(shards.rows)
         smallest = sum(sorted(shards.rows)[:SHARDS_AT_ONCE])
+        if not smallest:
+            raise RecipeError(
+                "train.memory_rows: the train part has too few users to be read in windows, which hold all that some "
+                f"of them did. Raise it to {self.examples:,}, so that all of it is in memory."
+            )
         self.batch_size = min(batch_size, smallest)
         self.windows = len(shards.rows) // SHARDS_AT_ONCE
         self._on_device: dict[str, Any] = {}
@@ -121,14 +131,16 @@ class FromDisk:
         self._coming: tuple[tuple[int, int], Future[Part]] | None = None
         self._last: Plan | None = None
         self._steps, self._windows_a_step = 0 if sequence else smallest // self.batch_size, 0
+        self._first: list[TrainingArrays] = []
         if sequence:
-            first = self._read(0, 0)[1]
+            arrays, first = self._read(0, 0)
+            self._first.append(arrays)
             self._steps, self._windows_a_step = first.steps, first.windows
         self.steps = self.windows * self._steps
 
     def sample(self) -> TrainingArrays:
-        """The first window."""
-        return self._read(0, 0)[0]
+        """The first window, as it was read before where it was, and given away then."""
+        return self._first.pop() if self._first else self._read(0, 0)[0]
 
     def epoch(self, number: int, *, step: int) -> Iterator[Part]:
         """One part for each window from that of `step` on."""
@@ -151,8 +163,10 @@ class FromDisk:
         return self._last.part(0, 1)
 
     def identity(self) -> str:
-        """What the shards say of themselves."""
-        return self.shards.identity
+        """What the shards say of themselves, and a hash of what belongs to users and items."""
+        fields = dict(self.shared.fields())
+        del fields["trends"]  # They follow from what the shards hold.
+        return hash_json([self.shards.identity, digest(*jax.tree.leaves(fields))])
 
     def _wait_for(self, number: int, window: int) -> Part:
         if self._coming is None or self._coming[0] != (number, window):

@@ -1,13 +1,12 @@
 """Fit the joint model: what it learns from, what it begins with, and the run itself."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.artifact import recover
+from twotower.artifact import recover, remove
 from twotower.data.asked import asked_of
 from twotower.data.batches import QueryArrays, TrainingArrays
 from twotower.data.examples import Shared
@@ -69,12 +68,12 @@ def train(
         report=report,
         warm_start=warm_start,
     )
-    if agree(lambda: resume and _is_there(checkpoint)):
+    if agree(lambda: resume and run.keeps and _is_there(checkpoint)):
         run.load()
     while run.wants_more():
         run.epoch()
-    if is_first():
-        shutil.rmtree(_shards_beside(checkpoint), ignore_errors=True)
+    if is_first() or not run.keeps:  # Nodes without a common folder have shards each.
+        remove(_shards_beside(checkpoint))
     return run.finish(carried_over)
 
 
