@@ -70,6 +70,8 @@ class Entry:
     setting: Setting
     recall: float
     """On the queries that did not tune it."""
+    error: float
+    """The standard error of `recall`."""
     milliseconds: list[list[float]] = field(default_factory=list)
     """Round -> query -> time."""
 
@@ -82,7 +84,7 @@ class Entry:
         """For the results."""
         rounds = [statistics.median(values) for values in self.milliseconds]
         facts = {"name": self.name, "level": self.level, "setting": self.setting, "recall": self.recall}
-        return facts | {"ms": self.median, "ms_by_round": rounds}
+        return facts | {"recall_error": self.error, "ms": self.median, "ms_by_round": rounds}
 
 
 def built(name: str, world: Path, out: Path, *, threads: int) -> dict[str, float]:
@@ -104,7 +106,8 @@ def entered(
     if not found:
         return None
     shares = shares_found(world, "test", process.ask("rows", part="test", setting=found[0]))
-    return Entry(name=name, level=level, process=process, setting=found[0], recall=float(shares.mean()))
+    mean, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+    return Entry(name=name, level=level, process=process, setting=found[0], recall=mean, error=error)
 
 
 def _reaching(process: Process, world: Path, *, level: float, ladders: Sequence[Sequence[Setting]]) -> list[Setting]:

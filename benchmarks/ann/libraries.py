@@ -7,7 +7,7 @@ settings of which every next one finds more, and takes longer.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,10 @@ LINKS, BUILD_DEPTH = 32, 128
 """Of every graph: the same for each library that builds one."""
 REORDERED = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 20)
 """Items scored again, as multiples of K."""
-DEPTHS = tuple(round(K * 2 ** (step / 4)) for step in range(26))
-"""Candidates weighed by a graph's search: 100 to 7,600."""
-LEAVES = tuple(sorted({round(2 ** (step / 4)) for step in range(4, 41)}))
-"""Lists read: 2 to 1,024."""
+DEPTHS = tuple(round(K * 2 ** (step / 8)) for step in range(51))
+"""Candidates weighed by a graph's search: 100 to 7,600, in steps as small as those that ours is tuned by."""
+LEAVES = tuple(sorted({round(2 ** (step / 8)) for step in range(8, 81)}))
+"""Lists read: 2 to 1,024, in steps as small."""
 
 
 class Library(Protocol):
@@ -46,9 +46,9 @@ class Library(Protocol):
         """A search for the best K by one thread."""
 
 
-def lists_for(items: int) -> int:
+def lists_for(items: int, *, per_root: float = 2.0) -> int:
     """How many lists so many items lie in."""
-    return max(1, round(2 * math.sqrt(items)))
+    return max(1, round(per_root * math.sqrt(items)))
 
 
 class Faiss:
@@ -193,15 +193,20 @@ class Usearch:
 
 
 class Scann:
-    """Lists of half-bytes, each for two numbers, learned with its anisotropic loss; the best scored again."""
+    """Lists of half-bytes, each for two numbers, learned with its anisotropic loss; the best scored again.
 
+    What its documentation leaves open is left at its defaults: how the lists' centres are learned, and from how many.
+    """
+
+    per_root: ClassVar[float] = 2.0
+    """Lists, as a multiple of the root of the number of items; its examples have 2,000 of them for 1.2 million."""
     ladders: Ladders = tuple(
         tuple({"reorder": round(times * K), "leaves": each} for each in LEAVES) for times in REORDERED
     )
     _index: Any
 
     def build(self, embeddings: NDArray[np.float32], threads: int) -> None:
-        """As many lists as ours has."""
+        """As its documentation builds it."""
         builder = self._tree(embeddings, threads)
         self._index = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(2 * K).build()
 
@@ -228,9 +233,15 @@ class Scann:
         import scann
 
         builder = scann.scann_ops_pybind.builder(embeddings, K, "dot_product").set_n_training_threads(threads)
-        lists = lists_for(len(embeddings))
+        lists = lists_for(len(embeddings), per_root=self.per_root)
         sampled = min(len(embeddings), 250_000)
         return builder.tree(num_leaves=lists, num_leaves_to_search=lists // 16 + 1, training_sample_size=sampled)
+
+
+class ScannRoot(Scann):
+    """As `Scann`, in as many lists as the root of the number of items: what its documentation calls roughly right."""
+
+    per_root = 1.0
 
 
 class ScannBytes(Scann):
@@ -239,7 +250,7 @@ class ScannBytes(Scann):
     ladders: Ladders = (tuple({"reorder": K, "leaves": each} for each in LEAVES),)
 
     def build(self, embeddings: NDArray[np.float32], threads: int) -> None:
-        """As many lists as ours has."""
+        """As its documentation builds it."""
         self._index = self._tree(embeddings, threads).score_brute_force(quantize=True).build()
 
 
@@ -266,6 +277,7 @@ APPROXIMATE: dict[str, type[Library]] = {
     "faiss ivf": FaissIvf,
     "faiss hnsw": FaissHnsw,
     "scann": Scann,
+    "scann root": ScannRoot,
     "scann bytes": ScannBytes,
     "usearch": Usearch,
     "hnswlib": Hnswlib,

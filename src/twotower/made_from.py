@@ -106,8 +106,10 @@ def evaluate(recipe: Recipe, split: Path, model: Path, champion: Path | None = N
 
 
 def index(recipe: Recipe, split: Path, model: Path) -> dict[str, Any]:
-    """What `index` reads."""
+    """What `index` reads; `auto` looks as well whether ScaNN is there."""
     settings = {"index": asdict(recipe.index), "candidates": recipe.evaluate.candidates, "seed": recipe.seed}
+    with suppress(PackageNotFoundError):
+        settings["scann"] = version("scann")
     return settings | {"split": artifact.fingerprint(split), "model": artifact.fingerprint(model)}
 
 

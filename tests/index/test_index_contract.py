@@ -1,7 +1,7 @@
 """What every index promises. A new one joins by a line in `twotower.index.build.KINDS`; nothing here changes."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,17 @@ from twotower.index.build import KINDS, load_index, recall_against, save_index
 from twotower.index.contract import Index
 from twotower.index.exact import ExactIndex, best
 from twotower.index.inverted import IvfIndex
+from twotower.index.partitioned import ScannIndex, is_installed
+from twotower.index.reach import Reach
 
 ITEMS, DIM = 3_000, 16
 Build = Callable[[NDArray[np.float32]], Index]
 BUILDS: dict[str, Build] = {kind: index.build for kind, index in KINDS.items()}
 BUILDS["ivf, nibbles"] = lambda embeddings: IvfIndex.build(embeddings).recoded("nibbles")
+LISTED = "scann, lists"
+"""With so few items ScaNN makes lists only where it is told that 200 are many."""
+if is_installed():
+    BUILDS[LISTED] = lambda embeddings: ScannIndex.build(embeddings).reaching(Reach(depth=100, lists=40, rescored=500))
 
 
 def clustered(rows: int, *, seed: int) -> NDArray[np.float32]:
@@ -44,8 +50,11 @@ def queries() -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="module", params=sorted(BUILDS))
-def build(request: pytest.FixtureRequest) -> Build:
-    return BUILDS[request.param]
+def build(request: pytest.FixtureRequest) -> Iterator[Build]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == LISTED:
+            patch.setattr("twotower.index.partitioned.SCANNED", 200)
+        yield BUILDS[request.param]
 
 
 @pytest.fixture(scope="module")

@@ -217,7 +217,7 @@ def _built(embeddings: NDArray[np.float32], lists: int, *, seed: int) -> Any:
     for part in ("partitioning {", "asymmetric_hash {"):  # The builder has no argument for it.
         config = config.replace(part, f"{part} clustering_seed: {seed}")
     with in_huge_pages():
-        return _scann().create_searcher(embeddings, config, os.cpu_count() or 1).searcher
+        return _scann().create_searcher(embeddings, config, len(os.sched_getaffinity(0))).searcher
 
 
 def _put_in_order(folder: Path) -> None:
