@@ -5,14 +5,15 @@ import numpy as np
 from scale.stepping import Steps, even_log
 
 DIM, BATCH = 64, 4096
-PEOPLE, ITEMS = 10_000, 10_000
+PEOPLE, ITEMS = 1_000_000, 10_000
 
 
 def steps_on(rows: int) -> Steps:
     """The steps of a model whose user table has so many rows.
 
-    The people of the log stand at rows drawn from the whole table. So the log, and all that is gathered for a batch, is
-    the same whatever the table's size, and no ids have to be made up for those who never come.
+    The million people of the log stand at rows drawn from the whole table, so that a large table is read as far apart
+    as it is in memory. The log, and all that is gathered for a batch, is the same whatever the table's size, and no ids
+    have to be made up for those who never come.
     """
     import jax.numpy as jnp
 
