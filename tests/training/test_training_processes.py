@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from twotower.errors import TrainingError
 from twotower.training.checkpoints import _read_rows
 from twotower.training.distributed import Rows, joined
-from twotower.training.launch import _free_port, launch, launch_training
+from twotower.training.launch import FAULT, _culprit, _free_port, launch, launch_training
 
 RECIPE = Path(__file__).with_name("processes.toml")
 LOSSES = ("loss", "retrieval", "rating", "validation_ndcg@10")
@@ -242,6 +242,15 @@ def test_how_a_worker_ended_is_told_in_one_line(body: str, told: str, tmp_path: 
     with pytest.raises(TrainingError, match=told) as caught:
         launch(worker(body), 2, folder=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_killed_worker_is_named_though_another_that_misses_it_was_seen_to_fail_before() -> None:
+    ends = ("os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(1)", "os.abort()", f"sys.exit({FAULT})")
+    workers = [subprocess.Popen([sys.executable, "-c", f"import os, signal, sys; {end}"]) for end in ends]
+    for each in workers:
+        each.wait()
+    assert [_culprit(number, workers) for number in range(4)] == [0, 0, 0, 3]
+    assert [_culprit(number, workers[1:]) for number in range(3)] == [0, 1, 2]
 
 
 def test_workers_that_end_well_end_the_launch(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def launch(command: Sequence[str], processes: int, *, folder: Path) -> None:
         for _ in workers:
             number = ended.get()
             if workers[number].returncode:
+                number = _culprit(number, workers)
                 _end(workers)
                 raise _fault(number, workers, folder=folder)
     finally:
@@ -166,6 +167,19 @@ def _environment(number: int, processes: int, *, address: str, folder: Path) -> 
 def _tell_end(worker: "subprocess.Popen[bytes]", number: int, ended: "queue.Queue[int]") -> None:
     worker.wait()
     ended.put(number)
+
+
+def _culprit(number: int, workers: Sequence["subprocess.Popen[Any]"]) -> int:
+    """Whom it began with, when this one was the first seen to have ended badly.
+
+    Who fails for want of a worker that was killed may be seen before it. An abort is none of it: so JAX ends a worker
+    that has lost another.
+    """
+    if workers[number].returncode != FAULT:
+        for place, worker in enumerate(workers):
+            if (code := worker.poll() or 0) < 0 and code != -signal.SIGABRT:
+                return place
+    return number
 
 
 def _end(workers: Sequence["subprocess.Popen[Any]"]) -> None:
