@@ -234,6 +234,10 @@ def worker(body: str) -> list[str]:
         ("time.sleep(60 * first); os.kill(os.getpid(), signal.SIGKILL)", r"worker 2 of 2 was killed \(SIGKILL"),
         ("time.sleep(60 * first); os.abort()", r"worker 2 of 2 was killed \(SIGABRT\); the others were stopped"),
         ("time.sleep(60 * first); {}['row']", r"worker 2 of 2 failed \(KeyError: 'row'\)"),
+        (
+            "fault = ValueError('too wide'); fault.add_note('Left out.'); time.sleep(60 * first); raise fault",
+            r"worker 2 of 2 failed \(ValueError: too wide\)",
+        ),
         ("time.sleep(60 * first); sys.exit(3)", r"worker 2 of 2 failed \(SystemExit: 3\)"),
         ("raise RecipeError('model: not so. Do this.')", r"^model: not so\. Do this\.$"),
     ],

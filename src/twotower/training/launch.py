@@ -118,7 +118,9 @@ def as_worker() -> Iterator[None]:
         yield
     except TwotowerError as fault:
         _leave(place, str(fault), code=FAULT)
-    except BaseException:  # noqa: BLE001 - whatever it is, the launcher has to know.
+    except BaseException as fault:  # noqa: BLE001 - whatever it is, the launcher has to know.
+        if notes := getattr(fault, "__notes__", None):
+            notes.clear()  # JAX's on the frames that it leaves out: the last line tells what was wrong.
         _leave(place, traceback.format_exc(), code=1)
 
 
