@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,19 @@ def test_bad_data_is_refused_in_one_line(case: str, tmp_path: Path, prepare_into
     assert "\n" not in message
     assert not (tmp_path / "p").exists()
     assert profile(config).faults[0] == message
+
+
+def test_an_id_of_two_rows_is_refused_where_another_column_names_the_items(
+    tmp_path: Path, prepare_into: Callable[..., Path]
+) -> None:
+    files: dict[str, str | bytes] = {"log.csv": GOOD, "items.csv": GOODS + "a,First again\n"}
+    config = replace(config_for(tmp_path, files, {"items": "items.csv"}), item_key="title")
+    with pytest.raises(DataError) as fault:
+        prepare_into(tmp_path / "p", config)
+    assert str(fault.value) == "log.csv (items table): 1 ids stand in more than one row (first: a). " + (
+        "Keep one row per item_id."
+    )
+    assert profile(config).faults == (str(fault.value),)
 
 
 def test_all_faults_are_told_at_once_by_the_profile(tmp_path: Path) -> None:

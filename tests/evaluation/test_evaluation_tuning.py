@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from twotower.data.pieces import narrowed
 from twotower.data.split import SplitDataset
 from twotower.evaluation import metrics, tuning
 from twotower.evaluation.config import Baseline, EvaluateConfig
@@ -94,6 +95,22 @@ def test_a_baseline_learns_nothing_from_the_test_part_but_what_was_known_by_then
         for data in (dataset, changed)
     )
     assert scores.tolist() == after.tolist()
+
+
+@ALL
+def test_a_baseline_learns_from_the_whole_log_where_only_some_users_are_asked(dataset: SplitDataset, name: str) -> None:
+    some = narrowed(dataset, np.arange(USERS) < 3)
+    one = EvaluateConfig(
+        knn_neighbours=(5,),
+        ease_l2=(5.0,),
+        ials_dims=(3,),
+        markov_windows=(2,),
+        recent_windows=(30,),
+        history_decay=(0.9,),
+    )
+    queries = successive(some)
+    scores, expected = (tuned(data, name, one).contender.score(queries) for data in (some, dataset))
+    assert scores.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("protocol", "ask"), [("successive", successive), ("static", static)])

@@ -4,11 +4,16 @@ What is mapped costs address space, not memory: the system keeps of it what is r
 wanted. The file has no name any more when it is first used, so nothing stays of it however the process ends.
 """
 
+import errno
+import mmap
+import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.data.tables import PART
+from twotower.errors import DataError
 
 MAPPED_ROWS = 20_000_000
 """Interactions above which a log's columns are mapped: they take about 22 bytes each."""
@@ -107,22 +113,28 @@ class _Kept:
 
     def __init__(self, *, mapped: bool) -> None:
         self.tables: list[pa.Table] = []
-        self.file = tempfile.NamedTemporaryFile(suffix=".arrow") if mapped else None  # noqa: SIM115 - until it is mapped.
+        self.mapped = mapped
+        self.file: IO[bytes] | None = None
         self.writer: Any = None
 
     def write(self, table: pa.Table) -> None:
-        if self.file is None:
+        if not self.mapped:
             self.tables.append(table)
             return
-        self.writer = self.writer or pa.ipc.new_file(self.file.name, table.schema)
-        self.writer.write_table(table)
+        with _lack_of_room_told():
+            if self.file is None:
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115 - until it is mapped.
+                self.writer = pa.ipc.new_file(pa.PythonFile(self.file, mode="w"), table.schema)
+            self.writer.write_table(table)
 
     def table(self) -> pa.Table:
         if self.file is None:
             return pa.concat_tables(self.tables)
-        self.writer.close()
-        with self.file, pa.memory_map(self.file.name) as source:
-            return pa.ipc.open_file(source).read_all()
+        with self.file as file:
+            with _lack_of_room_told():
+                self.writer.close()
+                file.flush()
+            return pa.ipc.open_file(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))).read_all()
 
 
 def _numbers(column: pa.ChunkedArray, *, ids: pa.ChunkedArray | None) -> NDArray[Any]:
@@ -136,5 +148,30 @@ def _numbers(column: pa.ChunkedArray, *, ids: pa.ChunkedArray | None) -> NDArray
 
 def _mapped(rows: int, dtype: Any) -> NDArray[Any]:
     """Room in a file of its own that is gone from its directory already."""
-    with tempfile.TemporaryFile() as file:
+    with _lack_of_room_told(), tempfile.TemporaryFile() as file:
+        _reserve(file, rows * np.dtype(dtype).itemsize)
         return np.asarray(np.memmap(file, dtype=dtype, mode="w+", shape=(rows,)))
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the room on disk at once: where it ran out later, writing to what is mapped would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(tempfile.gettempdir()).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def _lack_of_room_told() -> Iterator[None]:
+    """Turn a fault of the folder for temporary files into one line that says what to do.
+
+    Raises:
+        DataError: there is no such folder, or no room in it.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise DataError(
+            f"{tempfile.tempdir or 'TMPDIR'}: a log of more than {MAPPED_ROWS:,} interactions does not fit this folder "
+            f"for temporary files ({fault.strerror}). Make room in it, or name a folder on a larger disk by TMPDIR."
+        ) from fault

@@ -9,7 +9,7 @@ import ibis.expr.types as ir
 from twotower.data.engine import Engine
 from twotower.data.interactions import RawData, string_id
 from twotower.data.tables import INPUT_ROW
-from twotower.errors import RecipeError
+from twotower.errors import DataError, RecipeError
 
 # Columns that live within one expression have names that no table of a user's has.
 _FIRST_MET, _PLACE = "twotower_first_met", "twotower_place"
@@ -54,10 +54,13 @@ def name_items_by(engine: Engine, raw: RawData, column: str) -> RawData:
 
     Raises:
         RecipeError: there is no items table, or it has no such column.
+        DataError: an item has no id, or stands in more than one row: each would make a row of every interaction.
     """
     if raw.items is None or column not in raw.items.columns:
         there = "no items table" if raw.items is None else f"columns {', '.join(raw.items.columns)}"
         raise RecipeError(f"prepare.item_key = {column!r}: {raw.name} has {there}. Name a column of the items table.")
+    for fault in find_faults(engine, replace(raw, users=None)):
+        raise DataError(fault)
     names = raw.items.select(twotower_id=raw.items["item_id"], twotower_name=raw.items[column].cast("string"))
     interactions = raw.interactions.mutate(item_id=string_id(raw.interactions["item_id"]))
     renamed = interactions.left_join(names, interactions["item_id"] == names["twotower_id"])

@@ -193,7 +193,7 @@ def _ials(lesson: Lesson) -> Learn:
 
 
 def _markov(lesson: Lesson) -> Learn:
-    data, shrinkage = lesson.dataset, lesson.config.markov_shrinkage
+    data, shrinkage = lesson.dataset.whole or lesson.dataset, lesson.config.markov_shrinkage
     rows = np.flatnonzero((data.part == TRAIN) & data.positive)[-lesson.config.markov_rows :]
     log = UserLog.from_columns(data.user[rows], data.item[rows], data.timestamp[rows], users=len(data.user_ids))
     learn = _fading(lesson, lambda window: quick(markov(log, items=lesson.items, window=window, shrinkage=shrinkage)))
