@@ -17,14 +17,17 @@ import pyarrow as pa
 from twotower.data.database import Database, literal, quote
 from twotower.data.spark.dialect import NotAgreedError, in_spark
 from twotower.data.spark.files import read_numbered
-from twotower.data.spark.start import in_one_line, start_spark
+from twotower.data.spark.start import in_one_line, is_this_machine, start_spark
 from twotower.errors import DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_NUMBER = "twotower_number"
 _ROWS_AT_ONCE = 1_048_576
-"""Rows that leave Spark together, as far as its parts allow."""
+"""Rows that leave Spark together, at most."""
+_PART = 1 << 33
+"""From so many times its own number on, `monotonically_increasing_id` counts the rows of a part."""
 
 # Spark takes a year for its first day, and an hour for that hour of today.
 _ISO = (
@@ -32,9 +35,19 @@ _ISO = (
     "([T ][0-9]{1,2}:[0-9]{1,2}(:[0-9]{1,2}([.][0-9]+)?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?$"
 )
 
+# Java takes 5d and 0x1p3 for numbers, DuckDB 1_000 and -nan.
+_SPELLED = (
+    "REGEXP_REPLACE(REGEXP_REPLACE(x, '(?<=[0-9.])(?=[dDfFxX])', ' '), '(?<=[0-9])_(?=[0-9])|[+-](?=[nN][aA][nN])', '')"
+)
+
+_ADVICE = "Check the files, and that Spark's workers see them."
+
+_AS_TEXT = ("UUID", "TIME", "TIME_NS", "TIME WITH TIME ZONE")
+"""DuckDB's types that Spark does not read."""
+
 _FUNCTIONS = {
-    # Java takes 5d and 0x1p3 for numbers.
-    "twotower_number(x STRING) RETURNS DOUBLE": "TRY_CAST(IF(x RLIKE '[dDfFxX]', NULLIF(x, x), x) AS DOUBLE)",
+    "twotower_spelled(x STRING) RETURNS STRING": _SPELLED,
+    "twotower_number(x STRING) RETURNS DOUBLE": f"TRY_CAST({_SPELLED} AS DOUBLE)",
     "twotower_moment(x STRING) RETURNS TIMESTAMP_NTZ": (
         f"CAST(TRY_CAST(IF(x RLIKE '{_ISO}', x, NULLIF(x, x)) AS TIMESTAMP_LTZ) AS TIMESTAMP_NTZ)"
     ),
@@ -98,13 +111,14 @@ class Session:
         from pyspark.sql import functions
 
         rows = self._checkpointed(self._run(expression))
-        part = functions.spark_partition_id()
-        sizes = [(int(row[0]), int(row[1])) for row in rows.groupBy(part).count().collect()]
+        sizes = [(int(row[0]), int(row[1])) for row in rows.groupBy(functions.spark_partition_id()).count().collect()]
         schema = _as_duckdb_tells(rows.limit(0).toArrow().schema)
+        numbered = rows.withColumn(_NUMBER, functions.monotonically_increasing_id())
 
         def fetch() -> Iterator[pa.RecordBatch]:
             for first, last in _runs(sorted(sizes)):
-                yield from rows.filter(part.between(first, last)).toArrow().cast(schema).to_batches()
+                run = numbered.filter(functions.col(_NUMBER).between(first, last)).drop(_NUMBER)
+                yield from run.toArrow().cast(schema).to_batches()
 
         return pa.RecordBatchReader.from_batches(schema, fetch())
 
@@ -147,30 +161,44 @@ def open_session(master: str, settings: Mapping[str, str], *, local: Database) -
 
     Raises:
         MissingExtraError, RecipeError: as for `start_spark`.
-        DataError: an id is a number that engines write differently.
+        DataError: a worker cannot read a file, or an id is a number that engines write differently.
     """
-    with (
-        start_spark(master, settings) as spark,
-        tempfile.TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) as scratch,
-    ):
+    with start_spark(master, settings) as spark, scratch_folder(master) as scratch:
+        from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
 
         try:
-            yield Session(spark, local=local, scratch=Path(scratch))
-        except PySparkException as fault:
-            if "[USER_RAISED_EXCEPTION]" not in str(fault):
-                raise
-            raise DataError(f"prepare: {in_one_line(fault)}.") from fault
+            yield Session(spark, local=local, scratch=scratch)
+        except (PySparkException, Py4JError) as fault:
+            advice = "" if "[USER_RAISED_EXCEPTION]" in str(fault) else f" {_ADVICE}"
+            raise DataError(f"prepare: {in_one_line(fault)}.{advice}") from fault
+
+
+@contextmanager
+def scratch_folder(master: str) -> Iterator[Path]:
+    """A folder for what is handed over to Spark; workers on other machines may run under another user's name.
+
+    Args:
+        master: A master URL.
+    """
+    with tempfile.TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        if not is_this_machine(master):
+            folder.chmod(0o755)
+        yield folder
 
 
 def _runs(sizes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """First and last of neighbouring parts that hold about `_ROWS_AT_ONCE` rows together."""
+    """First and last number of the rows that leave together, from parts and how many rows each holds."""
     first, last, rows = 0, 0, 0
     for part, size in sizes:
-        if rows and rows + size > _ROWS_AT_ONCE:
-            yield first, last
-            first, rows = part, 0
-        last, rows = part, rows + size
+        for begin in range(0, size, _ROWS_AT_ONCE):
+            count = min(size - begin, _ROWS_AT_ONCE)
+            if rows + count > _ROWS_AT_ONCE:
+                yield first, last
+                rows = 0
+            first = first if rows else part * _PART + begin
+            last, rows = part * _PART + begin + count - 1, rows + count
     if rows:
         yield first, last
 
@@ -182,7 +210,10 @@ def _texts(table: ir.Table) -> list[str]:
 def _for_spark(column: str, kind: str) -> str:
     """The column in a type that Spark reads: it knows microseconds, and no finer moments."""
     name = quote(column)
-    return f"{name}::TIMESTAMP AS {name}" if kind in ("TIMESTAMP_NS", "TIMESTAMP_MS", "TIMESTAMP_S") else name
+    if kind in ("TIMESTAMP_NS", "TIMESTAMP_MS", "TIMESTAMP_S"):
+        return f"{name}::TIMESTAMP AS {name}"
+    single = kind.rstrip("[]")
+    return f"{name}::VARCHAR{kind.removeprefix(single)} AS {name}" if single in _AS_TEXT else name
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

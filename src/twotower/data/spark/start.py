@@ -53,12 +53,14 @@ def start_spark(master: str, settings: Mapping[str, str]) -> Iterator["SparkSess
         if settings.get(key, value) != value:
             raise RecipeError(f"prepare.spark_settings: {key} has to be {value!r} for the same rows. Leave it out.")
     _require_pyspark_and_java()
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     # PySpark prints each fault with the JVM's stack before it raises it.
-    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)
-    running = SparkSession.getActiveSession()
-    base = _start(master, settings) if running is None else _joined(running, master, settings)
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    running = SparkContext._active_spark_context  # An active session is one thread's; this is the process's.
+    base = _start(master, settings) if running is None else _joined(SparkSession(running), master, settings)
     try:
         session = base.newSession() if running is None else base
         for key, value in OURS.items():
@@ -90,7 +92,7 @@ def _start(master: str, settings: Mapping[str, str]) -> "SparkSession":
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(master)
-    here = _ON_THIS_MACHINE if re.fullmatch(r"local(\[.*\])?", master) else {}
+    here = _ON_THIS_MACHINE if is_this_machine(master) else {}
     for key, value in {**_QUIET, **here, **settings}.items():
         builder = builder.config(key, value)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -104,6 +106,11 @@ def _start(master: str, settings: Mapping[str, str]) -> "SparkSession":
                 f"prepare.spark_master = {master!r}: {in_one_line(fault, log.read())}. Give a master URL that answers, "
                 "as local[*], and settings that it knows."
             ) from fault
+
+
+def is_this_machine(master: str) -> bool:
+    """Whether Spark computes in this process, and so with this user's rights."""
+    return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 
 @contextmanager
