@@ -1,4 +1,4 @@
-"""The same step in PyTorch, compiled: id embeddings, 1,024 shared negatives, a rating head 256-128-1, row-wise Adagrad.
+"""The same step in PyTorch, compiled whole: gathering rows, loss, gradients, row-wise Adagrad and Adam.
 
 Runs in whichever interpreter has PyTorch, never in ours, on a GPU where there is one. Reads the world that
 `scale/throughput.py` writes and prints one JSON line.
@@ -7,107 +7,213 @@ Runs in whichever interpreter has PyTorch, never in ours, on a GPU where there i
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scale.given import training_parser
+from torch._dynamo.utils import counters
 
 DIM, IN_BATCH, UNIFORM = 64, 512, 512
 TABLE_RATE, DENSE_RATE = 0.05, 0.001
-WARM_UP, STEPS_A_CHECK = 5, 10
+FIRST_DECAY, SECOND_DECAY = 0.9, 0.999
+STEPS, WARM_UP = 20, 3
+"""Steps of a call, as ours takes them; calls before the clock begins, in which everything is compiled and recorded."""
+SHAPES = {
+    "hidden_1": (3 * (DIM + 1) + 1, 256),
+    "hidden_2": (256, 128),
+    "output": (128, 1),
+    "bias": (DIM, 1),
+    "hidden_1_bias": (256,),
+    "hidden_2_bias": (128,),
+    "output_bias": (1,),
+    "bias_bias": (1,),
+    "logit": (1,),
+}
+"""Dense weights in the one vector that holds them; matrices first, where each begins at a round address."""
 
 
-class Side:
-    """One embedding table with a sum of squares for each row."""
+def holding(device: Any, **tensors: Any) -> Any:
+    """A module that owns tensors: a compiled step, and a CUDA graph, updates these where they lie."""
+    module = torch.nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor.to(device))
+    return module
 
-    def __init__(self, rows: int, device: Any) -> None:
-        self.table = torch.randn(rows, DIM, device=device) * 0.05
-        self.squares = torch.zeros(rows, device=device)
 
-    def update(self, rows: Any, gradient: Any) -> None:
-        """Row-wise Adagrad; a row that is named twice is moved twice."""
-        self.squares.index_add_(0, rows, gradient.square().mean(1))
-        step = gradient * (-TABLE_RATE * torch.rsqrt(self.squares[rows] + 1e-12))[:, None]
-        self.table.index_add_(0, rows, step)
+def begin(folder: Path, device: Any) -> Any:
+    """The log and all that a step changes, on the device."""
+    user, item, rating = (np.load(folder / f"{name}.npy") for name in ("user", "item", "rating"))
+    users, _ = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    catalogue, place = np.unique(item, return_inverse=True)  # Only what was met is drawn as a negative, as ours has it.
+    share = np.bincount(place) / len(item)
+    state = torch.nn.Module()
+    state.log = holding(
+        device,
+        user=torch.from_numpy(user),
+        item=torch.from_numpy(place.astype(np.int32)),
+        rating=torch.from_numpy(rating),
+        share=torch.from_numpy(share.astype(np.float32)),
+    )
+    for name, rows in (("query", users), ("candidate", len(catalogue))):
+        table, owner = torch.randn(rows, DIM) * 0.05, torch.zeros(rows, dtype=torch.int32)
+        setattr(state, name, holding(device, table=table, squares=torch.zeros(rows), owner=owner))
+    dense = first_weights(float(rating.mean()))
+    state.dense = holding(
+        device,
+        values=dense,
+        first=torch.zeros_like(dense),
+        second=torch.zeros_like(dense),
+        steps=torch.zeros(()),
+    )
+    return state
+
+
+def first_weights(mean_rating: float) -> Any:
+    """One vector of all dense weights; predictions begin at the mean."""
+    weights = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for name in ("hidden_1", "hidden_2"):
+        torch.nn.init.xavier_uniform_(weights[name])
+    weights["output"].normal_(std=0.01)
+    weights["output_bias"].fill_(mean_rating)
+    return torch.cat([weight.flatten() for weight in weights.values()])
 
 
 def loss_of(
-    head: Any,
     user: Any,
     item: Any,
-    drawn: Any,
+    dense: Any,
+    *,
     ids: tuple[Any, Any],
+    expected_count: Any,
     rating: Any,
-    count: Any,
     temperature: float,
 ) -> Any:
-    """Sampled softmax with the correction for how often each negative is expected, and the rating's squared error."""
-    query, own, others = (torch.nn.functional.normalize(each, dim=1) for each in (user, item, drawn))
-    negative = torch.cat([own[:IN_BATCH], others])
-    logits = query @ negative.T / temperature - torch.log(count)[None, :]
+    """Sampled softmax with the correction for how often each negative is expected, and the rating's squared error.
+
+    Args:
+        user: `[B, DIM]` rows.
+        item: `[B + UNIFORM, DIM]` rows: each user's item, and then what was drawn uniformly.
+        dense: The vector of dense weights.
+        ids: `[B]` each user's item; `[C]` the negatives.
+        expected_count: `[C]` how often each negative is expected.
+        rating: `[B]`.
+        temperature: Divides the logits.
+    """
+    parts = dense.split([math.prod(shape) for shape in SHAPES.values()])
+    weights = {name: part.view(shape) for part, (name, shape) in zip(parts, SHAPES.items(), strict=True)}
+    size, in_batch = len(user), min(IN_BATCH, len(user))
+    query, candidate = (rows * torch.rsqrt(rows.square().sum(1, keepdim=True) + 1e-12) for rows in (user, item))
+    bias = (item @ weights["bias"])[:, 0] + weights["bias_bias"]
+    own, own_bias = candidate[:size], bias[:size]
+    negative, negative_bias = (torch.cat([each[:in_batch], each[size:]]) for each in (candidate, bias))
+    positive = ((query * own).sum(1) + own_bias) / temperature
+    logits = query @ negative.T / temperature + (negative_bias / temperature - torch.log(expected_count))
     logits = logits.masked_fill(ids[0][:, None] == ids[1][None, :], -1e9)
-    positive = (query * own).sum(1) / temperature
     softmax = torch.logaddexp(positive, torch.logsumexp(logits, 1)) - positive
-    predicted = head(torch.cat([user, item], 1))[:, 0]
+    one, own_bias = torch.ones_like(query[:, :1]), own_bias[:, None]
+    hidden = torch.cat([query, one, own, own_bias, query * own, own_bias, positive[:, None]], 1)
+    for name in ("hidden_1", "hidden_2"):
+        hidden = torch.relu(hidden @ weights[name] + weights[f"{name}_bias"])
+    predicted = (hidden @ weights["output"])[:, 0] + weights["output_bias"] + weights["logit"] * positive
     return softmax.mean() + (predicted - rating).square().mean()
+
+
+def take_step(state: Any, chosen: Any, temperature: float) -> Any:
+    """One training step on the examples at these places of the log; its loss."""
+    log = state.log
+    user, item = log.user[chosen].long(), log.item[chosen].long()
+    drawn = torch.randint(len(log.share), (UNIFORM,), device=chosen.device)
+    in_batch = min(IN_BATCH, len(chosen))
+    sampled, negative = torch.cat([item, drawn]), torch.cat([item[:in_batch], drawn])
+    gradients, loss = torch.func.grad_and_value(loss_of, argnums=(0, 1, 2))(
+        state.query.table[user],
+        state.candidate.table[sampled],
+        state.dense.values,
+        ids=(item, negative),
+        expected_count=in_batch * log.share[negative] + UNIFORM / len(log.share),
+        rating=log.rating[chosen],
+        temperature=temperature,
+    )
+    adagrad(state.query, rows=user, gradient=gradients[0])
+    adagrad(state.candidate, rows=sampled, gradient=gradients[1])
+    adam(state.dense, gradients[2])
+    return loss
+
+
+def adagrad(side: Any, *, rows: Any, gradient: Any) -> None:
+    """Row-wise Adagrad: gradients of a row that is named several times are added up, and it is moved once.
+
+    Such rows find each other without a sort, as ours do: each writes its place into `owner`, and reads whose stands
+    there. All but the owner's own place then hold zeros, which move nothing.
+    """
+    side.owner[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+    gradient = torch.zeros_like(gradient).index_add_(0, side.owner[rows].long(), gradient)
+    side.squares.index_add_(0, rows, gradient.square().mean(1))
+    side.table.index_add_(0, rows, gradient * (-TABLE_RATE * torch.rsqrt(side.squares[rows].clamp(min=1e-30)))[:, None])
+
+
+def adam(dense: Any, gradient: Any) -> None:
+    """Adam on all dense weights at once, in the form that Keras has."""
+    dense.steps += 1
+    dense.first.lerp_(gradient, 1 - FIRST_DECAY)
+    dense.second.lerp_(gradient.square(), 1 - SECOND_DECAY)
+    rate = DENSE_RATE * torch.sqrt(1 - SECOND_DECAY**dense.steps) / (1 - FIRST_DECAY**dense.steps)
+    dense.values -= rate * dense.first / (torch.sqrt(dense.second) + 1e-7)
+
+
+class Calls:
+    """Training by calls of `STEPS` compiled steps, the host waiting for none but the last."""
+
+    def __init__(self, folder: Path, *, batch_size: int, device: Any) -> None:
+        self.state, self.batch_size, self.taken = begin(folder, device), batch_size, 0
+        self.order = torch.randperm(len(self.state.log.user), device=device)
+        items = len(self.state.log.share)
+        self.temperature = 0.25 if items <= 10_000 else 1 / math.log(items)  # As twotower's `auto` has it.
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        self.step = torch.compile(take_step, fullgraph=True, dynamic=False, mode=mode)
+
+    def call(self) -> float:
+        """The last step's loss."""
+        stop = self.taken + STEPS * self.batch_size
+        places = torch.arange(self.taken, stop, device=self.order.device) % len(self.order)
+        self.taken = stop
+        for chosen in self.order[places].view(STEPS, self.batch_size):
+            torch.compiler.cudagraph_mark_step_begin()
+            loss = self.step(self.state, chosen, self.temperature)
+        return float(loss)
+
+    def train(self, seconds: float) -> tuple[float, float]:
+        """Train for so long after the calls that compile; examples a second, and the last step's loss."""
+        for _ in range(WARM_UP):
+            self.call()
+        torch.compiler.set_stance("fail_on_recompile")
+        began, before, took, loss = time.perf_counter(), self.taken, 0.0, 0.0
+        while took < seconds:
+            loss = self.call()
+            took = time.perf_counter() - began
+        return (self.taken - before) / took, loss
 
 
 def main() -> None:
     """Train for so many seconds and say how many examples a second it was."""
     options = training_parser(__doc__).parse_args()
-    torch.set_float32_matmul_precision("high")  # As JAX has it on GPUs: TF32.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    user, item, rating = (
-        torch.from_numpy(np.load(options.folder / f"{name}.npy")).to(device) for name in ("user", "item", "rating")
-    )
-    users, items = json.loads((options.folder / "sizes.json").read_text(encoding="utf-8"))
-    temperature = 0.25 if items <= 10_000 else 1 / math.log(items)  # As twotower's `auto` has it.
-    sides = (Side(users, device), Side(items, device))
-    share = torch.bincount(item.long(), minlength=items) / len(item)
-    head = torch.nn.Sequential(
-        torch.nn.Linear(2 * DIM, 256),
-        torch.nn.ReLU(),
-        torch.nn.Linear(256, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, 1),
-    ).to(device)
-    adam = torch.optim.Adam(head.parameters(), lr=DENSE_RATE)
-    compiled = torch.compile(loss_of)
-
-    def step(chosen: Any) -> Any:
-        rows = (user[chosen].long(), item[chosen].long())
-        drawn = torch.randint(items, (UNIFORM,), device=device)
-        negative = torch.cat([rows[1][:IN_BATCH], drawn])
-        gathered = [side.table[which].requires_grad_() for side, which in ((sides[0], rows[0]), (sides[1], rows[1]))]
-        gathered.append(sides[1].table[drawn].requires_grad_())
-        count = IN_BATCH * share[negative] + UNIFORM / items
-        loss = compiled(head, *gathered, (rows[1], negative), rating[chosen], count, temperature)
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            sides[0].update(rows[0], gathered[0].grad)
-            sides[1].update(torch.cat([rows[1], drawn]), torch.cat([gathered[1].grad, gathered[2].grad]))
-        return loss.detach()
-
-    order = torch.randperm(len(user), device=device)
-    begins = range(0, len(user) - options.batch_size + 1, options.batch_size)
-    began, steps, took, last = 0.0, 0, 0.0, torch.zeros(())
-    while took < options.seconds:
-        begin = begins[steps % len(begins)]
-        last = step(order[begin : begin + options.batch_size])
-        steps += 1
-        if steps == WARM_UP:
-            float(last)
-            began = time.perf_counter()
-        elif steps > WARM_UP and (steps - WARM_UP) % STEPS_A_CHECK == 0:
-            if not math.isfinite(float(last)):
-                raise RuntimeError("the loss is no number")
-            took = time.perf_counter() - began
-    examples = (steps - WARM_UP) * options.batch_size
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(json.dumps({"examples_s": examples / took, "device": name, "torch": torch.__version__, "loss": float(last)}))
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # As JAX has it on GPUs: TF32.
+    examples_s, loss = Calls(options.folder, batch_size=options.batch_size, device=device).train(options.seconds)
+    if not math.isfinite(loss):
+        raise RuntimeError("the loss is no number")
+    told = {
+        "examples_s": examples_s,
+        "loss": loss,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "graphs_skipped": counters["inductor"]["cudagraph_skips"],
+    }
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
