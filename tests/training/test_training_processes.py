@@ -77,10 +77,15 @@ def alone(tiny_split: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return trained(tiny_split, tmp_path_factory.mktemp("alone") / "model")
 
 
-def test_two_workers_learn_what_one_process_does(alone: Any, tiny_split: Path, tmp_path: Path) -> None:
+def test_two_workers_learn_what_one_process_does(
+    alone: Any, tiny_split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
+) -> None:
+    kept = tmp_path_factory.mktemp("kept")
+    monkeypatch.setenv("TWOTOWER_CACHE", str(kept))
     together = trained(tiny_split, tmp_path / "model", "--processes", "2")
     assert curve(together) == pytest.approx(curve(alone), abs=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "workers leave nothing beside the model"
+    assert not list(kept.iterdir()), "what reaches over processes is compiled anew each time"
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")

@@ -29,9 +29,15 @@ def keep_compiled() -> Path | None:
     Returns:
         The folder. None where compiled programs are not kept: told so, or by JAX's own setting kept elsewhere, or where
         there is no folder that this user can write and nobody else. None of these is a fault: it takes longer then.
+        Nor are those that reach over CPUs of several processes.
     """
     import jax
 
+    if jax.distributed.is_initialized() and jax.default_backend() == "cpu":
+        # A program that XLA reads back no longer holds that what is carried within a loop and what is carried outside
+        # of it have one order: processes then wait for each other, each in another place.
+        jax.config.update("jax_enable_compilation_cache", False)
+        return None
     if jax.config.values["jax_compilation_cache_dir"] or (folder := compiled_folder()) is None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -36,7 +36,7 @@ HEARTBEAT, HEARTBEAT_HERE = 60, 86_400
 on one machine, whose launcher does, and which may have slept."""
 MEETING = 600
 """Seconds that a process waits for the others to start: a node may have to pull its image."""
-WAITING = 86_400
+WAITING = 14_400
 """Seconds that processes on CPUs wait for one another within a collective, as while the first one exports and writes:
 XLA's own half hour is too short for a large catalogue."""
 PIECE = 65_536
