@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import tempfile
 from dataclasses import replace
@@ -74,6 +73,7 @@ def test_a_system_that_cannot_take_room_is_asked_how_much_there_is(monkeypatch: 
 def test_a_log_for_which_there_is_no_room_is_refused_in_one_line(
     tiny_split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     monkeypatch.setattr(columns, "MAPPED_ROWS", 1_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

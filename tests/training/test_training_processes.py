@@ -24,6 +24,7 @@ from twotower.training.launch import FAULT, _culprit, _free_port, launch, launch
 RECIPE = Path(__file__).with_name("processes.toml")
 LOSSES = ("loss", "retrieval", "rating", "validation_ndcg@10")
 LONG = ("--set", "train.epochs=2000")
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="on Windows a training has one process")
 
 
 def command(split: Path, out: Path, *options: str) -> list[str]:
@@ -269,8 +270,8 @@ def test_workers_that_end_well_end_the_launch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_worker_outlives_its_launcher(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_no_worker_outlives_its_launcher(name: str, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from twotower.training.launch import launch; "
         f"launch({worker('time.sleep(60)')!r}, 3, folder=Path({str(tmp_path)!r}))"
@@ -279,7 +280,7 @@ def test_no_worker_outlives_its_launcher(number: int, tmp_path: Path) -> None:
     while len(workers := workers_of(launcher.pid)) < 3:
         time.sleep(0.02)
     time.sleep(0.2)
-    launcher.send_signal(number)
+    launcher.send_signal(signal.Signals[name])
     launcher.wait()
     wait_until_gone(workers)
 
