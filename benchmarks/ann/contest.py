@@ -19,7 +19,7 @@ from ann.worlds import limited, shares_found
 
 SURE = 1.645
 """Standard errors below a mean that hold the true one with a chance of 95%; twotower asks as much of itself."""
-TRIED = 200
+TRIED = 1000
 """Queries that settings are compared by."""
 
 

@@ -20,7 +20,7 @@ Ladders = tuple[tuple[Setting, ...], ...]
 K = 100
 LINKS, BUILD_DEPTH = 32, 128
 """Of every graph: the same for each library that builds one."""
-REORDERED = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 20)
+REORDERED = (1.25, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20)
 """Items scored again, as multiples of K."""
 DEPTHS = tuple(round(K * 2 ** (step / 8)) for step in range(51))
 """Candidates weighed by a graph's search: 100 to 7,600, in steps as small as those that ours is tuned by."""

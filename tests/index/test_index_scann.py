@@ -49,6 +49,7 @@ def test_the_best_come_with_their_scores_and_equal_ones_by_row(index: ScannIndex
     np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, index.embeddings[rows]), rtol=1e-5)
     assert (rows[:, 0] == np.arange(40)).all()
     assert (rows[:, 1] == np.arange(40) + ITEMS // 2).all()
+    assert (np.lexsort((rows, -scores), axis=1) == np.arange(20)).all()
     assert recall_against(ExactIndex(index.embeddings), index, queries=queries, k=20) >= 0.97
 
 

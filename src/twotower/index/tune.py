@@ -15,7 +15,7 @@ from twotower.index.reach import Codes, Reach
 
 ROUNDING = 1e-5
 """Relative difference below which two inner products of the same vectors count as equal."""
-RESCORED = (1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 20)
+RESCORED = (1.25, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20)
 """Items scored by their embeddings that are tried, as multiples of the depth."""
 STEP = 2**0.125
 STEPS = 72
@@ -31,7 +31,7 @@ WORTH = 1.5
 """Times the cheapest so far, by the figures above, up to which a reach is tried."""
 FINALISTS = 8
 """Reaches that a clock chooses among: the cheapest by the figures above."""
-TIMED, CHUNK = 200, 25
+TIMED, CHUNK = 1000, 25
 """Queries timed on each, and how many of them in a turn."""
 SURE = 1.645
 """Standard errors below a mean that hold the true one with a chance of 95%."""
