@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 STEPS = 20
 """Steps of a compiled call."""
@@ -50,29 +49,31 @@ class Steps:
         none = np.zeros((STEPS, 0), np.int32)
         return Plan(self.order[places].reshape(STEPS, self.batch_size), none, none, none)
 
-    def call(self) -> dict[str, NDArray[np.float32]]:
-        """Take `STEPS` steps and wait for them; each loss as `[STEPS]`."""
-        import jax
-
-        self.state, losses = jax.block_until_ready(self.stepper.run(self.state, self.plan()))
+    def call(self) -> Any:
+        """Begin `STEPS` steps; the loss of each, once they are taken, as `[STEPS]`."""
+        self.state, losses = self.stepper.run(self.state, self.plan())
         self.taken += STEPS * self.batch_size
-        return {name: np.asarray(values) for name, values in losses.items()}
+        return losses["loss"]
 
     def seconds_per_step(self) -> float:
         """Of one call."""
         began = time.perf_counter()
-        self.call()
+        np.asarray(self.call())
         return (time.perf_counter() - began) / STEPS
 
     def train(self, seconds: float) -> tuple[float, float]:
-        """Train for so long after a first call, which compiles; examples a second, and the last step's loss."""
-        self.call()
-        began, before, took = time.perf_counter(), self.taken, 0.0
-        losses: dict[str, NDArray[np.float32]] = {}
-        while took < seconds:
-            losses = self.call()
-            took = time.perf_counter() - began
-        return (self.taken - before) / took, float(losses["loss"][-1])
+        """Train for so long after a first call, which compiles; examples a second, and the last step's loss.
+
+        As in a run, a call is begun before the losses of the one before it are read.
+        """
+        np.asarray(self.call())
+        began, before = time.perf_counter(), self.taken
+        losses = self.call()
+        while time.perf_counter() - began < seconds:
+            last, losses = losses, self.call()
+            np.asarray(last)
+        loss = float(np.asarray(losses)[-1])
+        return (self.taken - before) / (time.perf_counter() - began), loss
 
 
 def even_log(users: int, items: int) -> Any:

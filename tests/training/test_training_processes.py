@@ -285,6 +285,13 @@ def test_no_worker_outlives_its_launcher(name: str, tmp_path: Path) -> None:
     wait_until_gone(workers)
 
 
+def test_a_worker_for_which_there_is_no_device_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    body = "from twotower.training.distributed import joined; joined().__enter__()"
+    with pytest.raises(TrainingError, match=r"^process [01] of 2 finds no device of its own: .*JAX_PLATFORMS=cpu\.$"):
+        launch(worker(body), 2, folder=tmp_path)
+
+
 def test_what_the_command_line_chose_is_not_overridden_anew_in_a_worker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from twotower.errors import DataError, RecipeError, TrainingError
 from twotower.model.config import LabelConfig, RankingConfig
 from twotower.recipe import Recipe
 from twotower.training.progress import Trained, TrainProgress
+from twotower.training.step import Stepper
 from twotower.training.train import build_model, train
 
 
@@ -90,6 +91,23 @@ def test_a_training_that_stops_anywhere_goes_on_to_the_same_weights(
     assert [entry["retrieval"] for entry in resumed.history] == pytest.approx(
         [entry["retrieval"] for entry in reference.history], rel=1e-6
     )
+
+
+def test_a_call_is_begun_before_the_losses_of_the_last_are_read(
+    tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    run = Stepper.run
+    monkeypatch.setattr(Stepper, "run", lambda *given: (told.append("begun"), run(*given))[1])
+    settings = {"epochs": 1, "steps_per_call": 10, "checkpoint_steps": 10_000}
+
+    def report(progress: TrainProgress) -> None:
+        told.append("read" if progress.validation is None else "epoch")
+
+    fit(tiny_recipe, dataset, tmp_path, train=settings, report=report)
+    calls = told.count("begun")
+    assert calls > 2
+    assert told == ["begun", *["begun", "read"] * (calls - 1), "read", "epoch"]
 
 
 def test_a_checkpoint_of_another_run_is_refused(

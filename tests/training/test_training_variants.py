@@ -1,5 +1,6 @@
 """Every way of learning that a recipe can ask for learns, on a world that it takes a moment to learn."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from twotower.training.alarms import allowed_items
 from twotower.training.config import TrainConfig
 from twotower.training.plan import Planner, blank
 from twotower.training.progress import Trained
-from twotower.training.step import Stepper, decayed
+from twotower.training.step import Stepper, _dealt, decayed
 from twotower.training.train import build_model, sample_inputs, train
 
 SEQUENCE = (SequenceFeature(kind="sequence", length=10, blocks=1),)
@@ -206,6 +207,35 @@ def test_steps_are_compiled_before_there_are_tables_and_gradient_norms_beside_th
     jax.monitoring.unregister_event_duration_listener(listen)
     assert all(norm > 0 for norm in norms.values())
     assert [name for name in compiled if "norms" in name or "scan" in name] == ["jit(_scan)", "jit(_gradient_norms)"]
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [
+        (replace(MODEL, query=SEQUENCE), None),
+        (replace(MODEL, retrieval=SAMPLED), None),
+        (replace(MODEL, retrieval=SAMPLED), "float32"),
+    ],
+    ids=["sequence", "sampled", "told"],
+)
+def test_for_a_gpu_products_take_rounded_factors_unless_jax_is_told_otherwise(
+    dataset: SplitDataset, config: ModelConfig, precision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, arrays = build_model(config, dataset=dataset, seed=1)
+    stepper = stepper_of(model, arrays)
+    windows = 8 if config.query == SEQUENCE else 0
+    given = stepper.start(), _dealt(blank(2, batch_size=64, windows=windows)), stepper.arrays
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with jax.default_matmul_precision(precision):  # type: ignore[arg-type]
+        programs = [
+            jax.jit(traced).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+            for traced in (stepper._scan, stepper._gradient_norms)
+        ]
+    for program in programs:
+        products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+        assert len(products) > 10
+        rounded = [line for line in products if re.search("lhs_.*= bf16, rhs_.*= bf16, accumulation.*= f32", line)]
+        assert rounded == ([] if precision else products)
 
 
 def first_batch(stepper: Stepper, arrays: TrainingArrays, *, seed: int) -> tuple[Any, dict[str, Any]]:

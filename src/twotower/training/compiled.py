@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,3 +143,17 @@ def optimised(level: int) -> dict[str, int]:
     import jax
 
     return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else {}
+
+
+def rounded_products() -> AbstractContextManager[None]:
+    """What a step is traced in: on GPUs its matrix products take factors rounded to bfloat16 and sum up float32.
+
+    All that is kept between products, weights and tables first of all, stays float32. JAX's own setting goes first:
+    JAX_DEFAULT_MATMUL_PRECISION=float32 leaves factors as they are. Processors without such products leave them anyway.
+    """
+    import jax
+
+    if jax.default_backend() != "gpu" or jax.config.values["jax_default_matmul_precision"] is not None:
+        return nullcontext()
+    told: AbstractContextManager[None] = jax.default_matmul_precision("BF16_BF16_F32")
+    return told

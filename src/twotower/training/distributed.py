@@ -67,7 +67,7 @@ def joined() -> Iterator[None]:
     Call before anything is computed, since the devices of all processes are found then.
 
     Raises:
-        TrainingError: the variables contradict each other, or the others cannot be met.
+        TrainingError: the variables contradict each other, the others cannot be met, or no device is left for this one.
     """
     count = _number(PROCESSES, otherwise="1")
     if count == 1:
@@ -106,6 +106,14 @@ def _meet(coordinator: str, count: int, process: int) -> None:
         reason = str(fault).splitlines()[0]
         raise TrainingError(
             f"process {process} of {count} did not meet the others at {coordinator}: {reason}. Look at their logs."
+        ) from fault
+    try:
+        jax.local_devices()
+    except RuntimeError as fault:
+        reason = str(fault).splitlines()[0]
+        raise TrainingError(
+            f"process {process} of {count} finds no device of its own: {reason}. Start no more processes than there "
+            "are GPUs, or train on CPUs: JAX_PLATFORMS=cpu."
         ) from fault
 
 

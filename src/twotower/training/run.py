@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from numpy.typing import NDArray
 
 from twotower.artifact import hash_json
@@ -31,6 +32,22 @@ from twotower.training.warm_start import CarriedOver
 
 BALANCE_DECAY = 0.5
 """How much of the past epochs' gradient norms counts, a step of the average being an epoch."""
+
+
+class _Unread(NamedTuple):
+    """A compiled call that was begun, and whose losses nobody has looked at."""
+
+    losses: dict[str, Array]
+    """Each `[steps]`."""
+    epoch: int
+    """From 0."""
+    step: int
+    """The first one's place in its epoch."""
+    examples: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses["loss"])
 
 
 class Run:
@@ -84,6 +101,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.step_in_epoch = 0
         self.partial: dict[str, float] = {}
+        self.unread: _Unread | None = None
         self.keeps = sees_the_same(checkpoint.parent)
 
     def wants_more(self) -> bool:
@@ -95,22 +113,24 @@ class Run:
     def epoch(self) -> None:
         """Go through the examples once, in an order that the seed and the epoch's number decide; then validate."""
         number = len(self.history)
-        began = time.perf_counter()
+        began = self.last_read = time.perf_counter()
         since_checkpoint = 0
         for part in self.supply.epoch(number, step=self.step_in_epoch):
             if part.arrays is not None:
+                self._read()  # What still runs holds the arrays of the last part.
                 self.stepper.arrays = replicate(dict(part.arrays))
             if len(self.model.tasks) > 1:
                 self.stepper.expect_gradient_norms(self.state, part.plan)
             for start in range(0, part.plan.steps, self.config.steps_per_call):
                 chunk = part.plan.part(start, start + self.config.steps_per_call)
-                for name, value in self._call(chunk, number).items():
-                    self.partial[name] = self.partial.get(name, 0.0) + value * chunk.steps
+                self._call(chunk, number)
                 self.step_in_epoch += chunk.steps
                 since_checkpoint += chunk.steps
                 if since_checkpoint >= self.config.checkpoint_steps and self.step_in_epoch < self.steps:
                     since_checkpoint = 0
+                    self._read()
                     self.save()
+        self._read()
         entry: dict[str, Any] = {"epoch": number + 1}
         entry |= {name: total / self.steps for name, total in self.partial.items()}
         entry |= self._weigh(self.supply.probe(number), entry)
@@ -146,32 +166,42 @@ class Run:
             f"weight_{task}": weights[task] for task in tasks
         }
 
-    def _call(self, chunk: Plan, number: int) -> dict[str, float]:
-        """One compiled call; the means of its losses."""
-        began = time.perf_counter()
-        self.state, traced = self.stepper.run(self.state, chunk)
-        losses = {name: np.asarray(values) for name, values in traced.items()}
+    def _call(self, chunk: Plan, number: int) -> None:
+        """Begin one compiled call; the losses of the one before are read while it runs, so that no device waits."""
+        self.state, losses = self.stepper.run(self.state, chunk)
+        begun = _Unread(losses, number, self.step_in_epoch, int((chunk.examples >= 0).sum()))
+        self._read()
+        self.unread = begun
+
+    def _read(self) -> None:
+        """Wait for the call that was begun last: add its losses to the epoch's, and report them."""
+        if self.unread is None:
+            return
+        call, self.unread = self.unread, None
+        losses = {name: np.asarray(values) for name, values in jax.device_get(call.losses).items()}
+        before = call.epoch * self.steps + call.step
         bad = ~np.isfinite(losses["loss"])
         if bad.any():
-            step = number * self.steps + self.step_in_epoch + int(np.argmax(bad)) + 1
             raise TrainingError(
-                f"train: the loss is no number at step {step} (epoch {number + 1}). Lower "
-                f"train.embedding_learning_rate (now {self.config.embedding_learning_rate}) or train.learning_rate "
-                f"(now {self.config.learning_rate})."
+                f"train: the loss is no number at step {before + int(np.argmax(bad)) + 1} (epoch {call.epoch + 1}). "
+                f"Lower train.embedding_learning_rate (now {self.config.embedding_learning_rate}) or "
+                f"train.learning_rate (now {self.config.learning_rate})."
             )
         means = {name: float(values.mean()) for name, values in losses.items()}
+        for name, value in means.items():
+            self.partial[name] = self.partial.get(name, 0.0) + value * call.steps
+        began, self.last_read = self.last_read, time.perf_counter()
         self.report(
             TrainProgress(
-                epoch=number + 1,
+                epoch=call.epoch + 1,
                 epochs=self.config.epochs,
-                step=number * self.steps + self.step_in_epoch + chunk.steps,
+                step=before + call.steps,
                 steps=self.config.epochs * self.steps,
-                examples_per_second=int((chunk.examples >= 0).sum()) / (time.perf_counter() - began),
+                examples_per_second=call.examples / (self.last_read - began),
                 losses=means,
                 validation=None,
             )
         )
-        return means
 
     def _judge(self, entry: dict[str, Any], *, seconds: float) -> None:
         """Add the epoch to the history, with its validation metrics; keep its weights where they are the best."""

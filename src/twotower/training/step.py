@@ -24,7 +24,7 @@ from twotower.model.joint import SHARED, JointModel, Tables, Weights
 from twotower.model.retrieval import takes_all
 from twotower.model.sampling import draw_uniform
 from twotower.model.task_weights import Balance, gradient_norms
-from twotower.training.compiled import compile_beside, optimised
+from twotower.training.compiled import compile_beside, optimised, rounded_products
 from twotower.training.distributed import by_rows, deal_examples, deal_rows, dealt_shape, everywhere, replicate
 from twotower.training.embeddings import adagrad, localise_all, new_accumulator, new_owner
 
@@ -201,12 +201,13 @@ class Stepper:
             losses, states = self.model.loss(weights, rows, state.states, batch)[1]
             return {task: losses[task] for task in self.model.tasks}, states
 
-        _, pull, _ = jax.vjp(task_losses, state.weights, values, has_aux=True)
         nothing = dict.fromkeys(self.model.tasks, jnp.zeros(()))
         gradients = {}
-        for task in self.model.tasks:
-            weights, rows = pull(nothing | {task: jnp.ones(())})
-            gradients[task] = ({part: weights[part] for part in SHARED if part in weights}, rows)
+        with rounded_products():
+            _, pull, _ = jax.vjp(task_losses, state.weights, values, has_aux=True)
+            for task in self.model.tasks:
+                weights, rows = pull(nothing | {task: jnp.ones(())})
+                gradients[task] = ({part: weights[part] for part in SHARED if part in weights}, rows)
         return gradient_norms(gradients)
 
     def _variables(self, part: str) -> list[Any]:
@@ -227,9 +228,10 @@ class Stepper:
         batch["task_weights"] = state.task_weights
         locals_ = localise_all(state.tables, batch, lookups=self.lookups, owners=owners, step=number, steps=steps)
         values = {name: local.values for name, local in locals_.items()}
-        (_, (losses, states)), (weight_gradients, row_gradients) = jax.value_and_grad(
-            self.model.loss, argnums=(0, 1), has_aux=True
-        )(state.weights, values, state.states, batch)
+        differentiated = jax.value_and_grad(self.model.loss, argnums=(0, 1), has_aux=True)
+        with rounded_products():
+            (_, (losses, states)), gradients = differentiated(state.weights, values, state.states, batch)
+        weight_gradients, row_gradients = gradients
         weights, optimizer = self._update_weights(state, weight_gradients)
         learning_rate = self.embedding_learning_rate * decayed(state.step, self.decay_steps)
         tables, accumulators = dict(state.tables), dict(state.accumulators)
