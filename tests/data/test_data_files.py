@@ -102,6 +102,26 @@ def test_a_query_reads_an_attached_database(tmp_path: Path, prepare_into: Into) 
 
 
 @pytest.mark.parametrize(
+    ("kind", "written", "other"),
+    [
+        ("UUID", "6f1c7f0e-53c5-4c5a-9a5e-0c7c3c2f0a11", "7f1c7f0e-53c5-4c5a-9a5e-0c7c3c2f0a11"),
+        ("JSON", "7", "8"),
+        ("INTERVAL", "3 days", "4 days"),
+        ("BIGNUM", "123456789012345678901234567890123456789012", "8"),
+        ("UNION(text VARCHAR, number INTEGER)", "abc", "def"),
+    ],
+)
+def test_ids_of_unusual_types_are_kept_as_they_are_written(
+    kind: str, written: str, other: str, tmp_path: Path, prepare_into: Into
+) -> None:
+    users = f"unnest(['{written}'::{kind}, '{other}'::{kind}])"
+    query = f"SELECT {users} AS user_id, unnest([1, 2]) AS item_id, unnest([0, 0]) AS timestamp"
+    files = FilesConfig(interactions=query)
+    prepared = prepare_into(tmp_path / "p", PrepareConfig(source="files", data_dir=str(tmp_path), files=files))
+    assert read(prepared, "user_id") == [(written,), (other,)]
+
+
+@pytest.mark.parametrize(
     ("written", "how"),
     [
         ("1700000000", "auto"),

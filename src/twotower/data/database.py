@@ -24,6 +24,8 @@ _FUNCTIONS = {
     "twotower_fraction_id(x)": "x::VARCHAR",
 }
 """The functions of `engine.py`."""
+_SPELLED_OUT = ("UUID", "JSON", "INTERVAL", "BIGNUM", "UNION")
+"""How names of types begin for which Arrow and Ibis have no other word than text, or none at all."""
 
 
 class Database:
@@ -57,16 +59,15 @@ class Database:
 
     def table(self, name: str) -> ir.Table:
         """The table as an Ibis expression."""
-        return ibis.table(self.schema(f"SELECT * FROM {quote(name)}"), name=name)
+        found = self._connection.sql(f"SELECT * FROM {quote(name)} LIMIT 0").to_arrow_table().schema
+        return ibis.table(ibis.Schema.from_pyarrow(found), name=name)
 
-    def schema(self, query: str) -> ibis.Schema:
-        """Names and types of a query's columns, without running it."""
-        return ibis.Schema.from_pyarrow(
-            self._connection.sql(f"SELECT * FROM ({query}) LIMIT 0").to_arrow_table().schema
-        )
+    def columns(self, query: str) -> list[str]:
+        """Names of a query's columns, without running it."""
+        return list(self._connection.sql(f"SELECT * FROM ({query}) LIMIT 0").columns)
 
     def create(self, name: str, content: ir.Table | pa.Table | str) -> ir.Table:
-        """Store what an expression, an Arrow table or a query gives, under a name."""
+        """Store what an expression, an Arrow table or a query gives, under a name; ids such as UUIDs become text."""
         if isinstance(content, pa.Table):
             self._connection.register("arrow_source", content)
             self.execute(f"CREATE OR REPLACE TABLE {quote(name)} AS SELECT * FROM arrow_source")
@@ -74,6 +75,9 @@ class Database:
         else:
             sql = content if isinstance(content, str) else compile_sql(content)
             self.execute(f"CREATE OR REPLACE TABLE {quote(name)} AS {sql}")
+        for column, kind in self.types(name).items():
+            if kind.startswith(_SPELLED_OUT) and not kind.endswith("]"):
+                self.execute(f"ALTER TABLE {quote(name)} ALTER COLUMN {quote(column)} TYPE VARCHAR")
         return self.table(name)
 
     def keep(self, name: str, condition: str, *, of: str) -> ir.Table:

@@ -236,7 +236,7 @@ def _stage_here(
     try:
         with faults_told(_shown(place), f"Check the file, or write a query in prepare.files.{name}."):
             query, is_text = _query(place if path is None else str(path), path)
-            columns = _renamed(list(database.schema(query).names), config.columns)
+            columns = _renamed(database.columns(query), config.columns)
             numbered = f"SELECT {columns}, row_number() OVER () AS {INPUT_ROW} FROM ({query})"
             table = database.create(f"staged_{name}", numbered)
     except DataError:
