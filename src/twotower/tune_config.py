@@ -61,4 +61,4 @@ class TuneConfig:
     """Which trials end early, by the validation metric after each epoch: those below the median of the others, those
     that successive halving leaves behind, or none."""
     random_trials: Annotated[int, Ge(1)] = 10
-    """Trials drawn by chance before the sampler (TPE) learns from them."""
+    """Trials drawn by chance before the sampler (TPE) learns from them; Katib knows no such setting."""
