@@ -127,7 +127,7 @@ def take_step(state: Any, chosen: Any, temperature: float) -> Any:
     drawn = torch.randint(len(log.share), (UNIFORM,), device=chosen.device)
     in_batch = min(IN_BATCH, len(chosen))
     sampled, negative = torch.cat([item, drawn]), torch.cat([item[:in_batch], drawn])
-    with torch.autocast(chosen.device.type, torch.bfloat16, enabled=chosen.is_cuda):  # As ours on GPUs.
+    with torch.autocast(chosen.device.type, torch.bfloat16, enabled=chosen.is_cuda):
         gradients, loss = torch.func.grad_and_value(loss_of, argnums=(0, 1, 2))(
             state.query.table[user],
             state.candidate.table[sampled],

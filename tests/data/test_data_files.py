@@ -105,8 +105,9 @@ def test_a_query_reads_an_attached_database(tmp_path: Path, prepare_into: Into) 
     ("kind", "written", "other"),
     [
         ("UUID", "6f1c7f0e-53c5-4c5a-9a5e-0c7c3c2f0a11", "7f1c7f0e-53c5-4c5a-9a5e-0c7c3c2f0a11"),
-        ("JSON", "7", "8"),
+        ("JSON", "7", '{"at":8}'),
         ("INTERVAL", "3 days", "4 days"),
+        ("INTERVAL[]", "[3 days]", "[4 days]"),
         ("BIGNUM", "123456789012345678901234567890123456789012", "8"),
         ("UNION(text VARCHAR, number INTEGER)", "abc", "def"),
     ],
@@ -119,6 +120,15 @@ def test_ids_of_unusual_types_are_kept_as_they_are_written(
     files = FilesConfig(interactions=query)
     prepared = prepare_into(tmp_path / "p", PrepareConfig(source="files", data_dir=str(tmp_path), files=files))
     assert read(prepared, "user_id") == [(written,), (other,)]
+
+
+def test_ids_of_json_lines_are_the_same_whether_numbers_or_strings(tmp_path: Path, prepare_into: Into) -> None:
+    ids = ("1", '"a"', '{"b": 2}')
+    lines = [f'{{"user_id": {each}, "item_id": {place}, "timestamp": 0}}\n' for place, each in enumerate(ids)]
+    (tmp_path / "log.jsonl").write_text("".join(lines))
+    files = FilesConfig(interactions="log.jsonl")
+    prepared = prepare_into(tmp_path / "p", PrepareConfig(source="files", data_dir=str(tmp_path), files=files))
+    assert read(prepared, "user_id") == [("1",), ("a",), ('{"b":2}',)]
 
 
 @pytest.mark.parametrize(

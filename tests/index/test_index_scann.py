@@ -54,6 +54,15 @@ def test_the_best_come_with_their_scores_and_equal_ones_by_row(index: ScannIndex
 
 
 @needs_scann
+def test_of_many_equal_items_the_first_rows_come_first_among_the_allowed_too(embeddings: NDArray[np.float32]) -> None:
+    index = ScannIndex.build(np.tile(embeddings[:300], (20, 1)))
+    for allowed in (None, np.arange(ITEMS) % 3 > 0):
+        rows, scores = index.search(embeddings[:50], 60, allowed=allowed)
+        assert (np.lexsort((rows, -scores), axis=1) == np.arange(60)).all()
+        assert (scores[:, 1:] == scores[:, :-1]).mean() > 0.8
+
+
+@needs_scann
 def test_a_query_alone_gets_the_answer_that_it_gets_among_others(index: ScannIndex) -> None:
     near, queries = index.reaching(Reach(depth=20, lists=10, rescored=60)), index.embeddings[:40]
     for allowed in (None, np.arange(ITEMS) % 3 > 0):

@@ -1,5 +1,6 @@
 """The training as a whole: it learns, repeats itself, goes on where it stopped, and looks at the train part alone."""
 
+import json
 import sys
 import types
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from twotower.errors import DataError, RecipeError, TrainingError
 from twotower.model.config import LabelConfig, RankingConfig
 from twotower.recipe import Recipe
 from twotower.training.progress import Trained, TrainProgress
-from twotower.training.step import Stepper
+from twotower.training.step import Stepper, TrainState
 from twotower.training.train import build_model, train
 
 
@@ -168,6 +169,25 @@ def test_a_loss_that_is_no_number_stops_with_what_to_lower(
 ) -> None:
     with pytest.raises(TrainingError, match=r"no number at step \d+ \(epoch 1\)\. Lower train.embedding_learning_rate"):
         fit(tiny_recipe, dataset, tmp_path, train={"optimizer": "sgd", "learning_rate": 1e12})
+
+
+def test_the_step_is_named_from_which_on_the_loss_is_no_number(
+    tiny_recipe: Recipe, dataset: SplitDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = Stepper.run, 0
+
+    def third_fails(*given: Any) -> tuple[TrainState, dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        state, losses = run(*given)
+        return state, losses | {"loss": losses["loss"].at[3].set(np.nan)} if calls == 3 else losses
+
+    monkeypatch.setattr(Stepper, "run", third_fails)
+    settings = {"steps_per_call": 5, "checkpoint_steps": 5}
+    with pytest.raises(TrainingError, match=r"no number at step 14 \(epoch 1\)"):
+        fit(tiny_recipe, dataset, tmp_path, train=settings)
+    position = json.loads((tmp_path / "checkpoint" / "position.json").read_text(encoding="utf-8"))
+    assert position["step_in_epoch"] == 10, "what went wrong is in no checkpoint"
 
 
 class NoisyLayer(keras.layers.Layer):

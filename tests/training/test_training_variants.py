@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -210,22 +211,29 @@ def test_steps_are_compiled_before_there_are_tables_and_gradient_norms_beside_th
 
 
 @pytest.mark.parametrize(
-    ("config", "precision"),
+    ("config", "precision", "capability"),
     [
-        (replace(MODEL, query=SEQUENCE), None),
-        (replace(MODEL, retrieval=SAMPLED), None),
-        (replace(MODEL, retrieval=SAMPLED), "float32"),
+        (replace(MODEL, query=SEQUENCE), None, "8.0"),
+        (replace(MODEL, retrieval=SAMPLED), None, "9.0"),
+        (replace(MODEL, retrieval=SAMPLED), "float32", "9.0"),
+        (replace(MODEL, retrieval=SAMPLED), None, "7.5"),
+        (replace(MODEL, retrieval=SAMPLED), None, "gfx90a"),
     ],
-    ids=["sequence", "sampled", "told"],
+    ids=["sequence", "sampled", "told", "too old", "AMD's"],
 )
-def test_for_a_gpu_products_take_rounded_factors_unless_jax_is_told_otherwise(
-    dataset: SplitDataset, config: ModelConfig, precision: str | None, monkeypatch: pytest.MonkeyPatch
+def test_for_a_gpu_that_can_products_take_rounded_factors_unless_jax_is_told_otherwise(
+    dataset: SplitDataset,
+    config: ModelConfig,
+    precision: str | None,
+    capability: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, arrays = build_model(config, dataset=dataset, seed=1)
     stepper = stepper_of(model, arrays)
     windows = 8 if config.query == SEQUENCE else 0
     given = stepper.start(), _dealt(blank(2, batch_size=64, windows=windows)), stepper.arrays
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
     with jax.default_matmul_precision(precision):  # type: ignore[arg-type]
         programs = [
             jax.jit(traced).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
@@ -235,7 +243,7 @@ def test_for_a_gpu_products_take_rounded_factors_unless_jax_is_told_otherwise(
         products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
         assert len(products) > 10
         rounded = [line for line in products if re.search("lhs_.*= bf16, rhs_.*= bf16, accumulation.*= f32", line)]
-        assert rounded == ([] if precision else products)
+        assert rounded == (products if precision is None and capability in ("8.0", "9.0") else [])
 
 
 def first_batch(stepper: Stepper, arrays: TrainingArrays, *, seed: int) -> tuple[Any, dict[str, Any]]:

@@ -24,8 +24,8 @@ _FUNCTIONS = {
     "twotower_fraction_id(x)": "x::VARCHAR",
 }
 """The functions of `engine.py`."""
-_SPELLED_OUT = ("UUID", "JSON", "INTERVAL", "BIGNUM", "UNION")
-"""How names of types begin for which Arrow and Ibis have no other word than text, or none at all."""
+_AS_TEXT = {"UUID": "{}::VARCHAR", "JSON": "{} ->> '$'"}
+"""Types that Ibis takes for text already -> what makes them so; of JSON a string is what stands between the quotes."""
 
 
 class Database:
@@ -59,15 +59,20 @@ class Database:
 
     def table(self, name: str) -> ir.Table:
         """The table as an Ibis expression."""
-        found = self._connection.sql(f"SELECT * FROM {quote(name)} LIMIT 0").to_arrow_table().schema
-        return ibis.table(ibis.Schema.from_pyarrow(found), name=name)
+        return ibis.table(ibis.Schema.from_pyarrow(self._fields(name)), name=name)
+
+    def _fields(self, name: str) -> pa.Schema:
+        return self._connection.sql(f"SELECT * FROM {quote(name)} LIMIT 0").to_arrow_table().schema
 
     def columns(self, query: str) -> list[str]:
         """Names of a query's columns, without running it."""
         return list(self._connection.sql(f"SELECT * FROM ({query}) LIMIT 0").columns)
 
     def create(self, name: str, content: ir.Table | pa.Table | str) -> ir.Table:
-        """Store what an expression, an Arrow table or a query gives, under a name; ids such as UUIDs become text."""
+        """Store what an expression, an Arrow table or a query gives, under a name.
+
+        What Ibis has no type for becomes text, as do UUIDs and JSON.
+        """
         if isinstance(content, pa.Table):
             self._connection.register("arrow_source", content)
             self.execute(f"CREATE OR REPLACE TABLE {quote(name)} AS SELECT * FROM arrow_source")
@@ -75,9 +80,10 @@ class Database:
         else:
             sql = content if isinstance(content, str) else compile_sql(content)
             self.execute(f"CREATE OR REPLACE TABLE {quote(name)} AS {sql}")
-        for column, kind in self.types(name).items():
-            if kind.startswith(_SPELLED_OUT) and not kind.endswith("]"):
-                self.execute(f"ALTER TABLE {quote(name)} ALTER COLUMN {quote(column)} TYPE VARCHAR")
+        for field, (column, kind) in zip(self._fields(name), self.types(name).items(), strict=True):
+            if kind in _AS_TEXT or not _is_known(field):
+                text = _AS_TEXT.get(kind, "{}::VARCHAR").format(quote(column))
+                self.execute(f"ALTER TABLE {quote(name)} ALTER COLUMN {quote(column)} TYPE VARCHAR USING {text}")
         return self.table(name)
 
     def keep(self, name: str, condition: str, *, of: str) -> ir.Table:
@@ -119,6 +125,15 @@ def open_database() -> Iterator[Database]:
             yield database
         finally:
             database.close()
+
+
+def _is_known(field: pa.Field) -> bool:
+    """Whether Ibis has a type for it."""
+    try:
+        ibis.Schema.from_pyarrow(pa.schema([field]))
+    except (KeyError, ValueError, NotImplementedError):
+        return False
+    return True
 
 
 def compile_sql(expression: ir.Table) -> str:

@@ -149,11 +149,18 @@ def rounded_products() -> AbstractContextManager[None]:
     """What a step is traced in: on GPUs its matrix products take factors rounded to bfloat16 and sum up float32.
 
     All that is kept between products, weights and tables first of all, stays float32. JAX's own setting goes first:
-    JAX_DEFAULT_MATMUL_PRECISION=float32 leaves factors as they are. Processors without such products leave them anyway.
+    JAX_DEFAULT_MATMUL_PRECISION=float32 leaves factors as they are. So do CPUs and GPUs without such products.
     """
     import jax
 
-    if jax.default_backend() != "gpu" or jax.config.values["jax_default_matmul_precision"] is not None:
+    is_told = jax.config.values["jax_default_matmul_precision"] is not None
+    if jax.default_backend() != "gpu" or is_told or not all(map(_multiplies_bfloat16, jax.local_devices())):
         return nullcontext()
     told: AbstractContextManager[None] = jax.default_matmul_precision("BF16_BF16_F32")
     return told
+
+
+def _multiplies_bfloat16(gpu: Any) -> bool:
+    """Whether XLA has such products for it: of NVIDIA's from compute capability 8.0 (Ampere) on, else it refuses."""
+    major, _, minor = str(getattr(gpu, "compute_capability", "")).partition(".")
+    return major.isdecimal() and minor.isdecimal() and int(major) >= 8

@@ -112,8 +112,8 @@ def _meet(coordinator: str, count: int, process: int) -> None:
     except RuntimeError as fault:
         reason = str(fault).splitlines()[0]
         raise TrainingError(
-            f"process {process} of {count} finds no device of its own: {reason}. Start no more processes than there "
-            "are GPUs, or train on CPUs: JAX_PLATFORMS=cpu."
+            f"process {process} of {count} finds no device of its own: {reason}. If there are fewer GPUs than "
+            "processes, start as many as there are, or train on CPUs: JAX_PLATFORMS=cpu."
         ) from fault
 
 

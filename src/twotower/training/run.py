@@ -102,6 +102,7 @@ class Run:
         self.step_in_epoch = 0
         self.partial: dict[str, float] = {}
         self.unread: _Unread | None = None
+        self.last_read = 0.0
         self.keeps = sees_the_same(checkpoint.parent)
 
     def wants_more(self) -> bool:
@@ -113,11 +114,10 @@ class Run:
     def epoch(self) -> None:
         """Go through the examples once, in an order that the seed and the epoch's number decide; then validate."""
         number = len(self.history)
-        began = self.last_read = time.perf_counter()
+        began = time.perf_counter()
         since_checkpoint = 0
         for part in self.supply.epoch(number, step=self.step_in_epoch):
             if part.arrays is not None:
-                self._read()  # What still runs holds the arrays of the last part.
                 self.stepper.arrays = replicate(dict(part.arrays))
             if len(self.model.tasks) > 1:
                 self.stepper.expect_gradient_norms(self.state, part.plan)
@@ -130,7 +130,7 @@ class Run:
                     since_checkpoint = 0
                     self._read()
                     self.save()
-        self._read()
+            self._read()  # Before the next part is waited for: what runs holds the arrays of this one.
         entry: dict[str, Any] = {"epoch": number + 1}
         entry |= {name: total / self.steps for name, total in self.partial.items()}
         entry |= self._weigh(self.supply.probe(number), entry)
@@ -168,6 +168,8 @@ class Run:
 
     def _call(self, chunk: Plan, number: int) -> None:
         """Begin one compiled call; the losses of the one before are read while it runs, so that no device waits."""
+        if self.unread is None:
+            self.last_read = time.perf_counter()
         self.state, losses = self.stepper.run(self.state, chunk)
         begun = _Unread(losses, number, self.step_in_epoch, int((chunk.examples >= 0).sum()))
         self._read()
