@@ -124,7 +124,13 @@ def _reaching(process: Process, world: Path, *, level: float, ladders: Sequence[
 
 
 def take_turns(entries: Sequence[Entry], *, rounds: int, queries: int) -> None:
-    """Time the same few queries on each of them, round after round; every round begins with another one."""
+    """Time the same few queries on each of them, round after round; every round begins with another one.
+
+    Before, each answers all queries once: who was tuned first has waited for the others, and where the system takes
+    back memory that nobody reads (here one lost its pages within ten minutes), the first rounds would time its return.
+    """
+    for entry in entries:
+        entry.process.ask("rows", part="test", setting=entry.setting)
     for turn in range(rounds):
         first = turn % len(entries)
         for entry in (*entries[first:], *entries[:first]):
