@@ -71,6 +71,7 @@ class ScannIndex:
         self.lists = lists
         self.reach = reach
         items, self._dim = embeddings.shape
+        self._one = (1, self._dim)
         is_worth_it = searcher is not None and FEW * reach.rescored <= items and reach.lists <= lists
         self._near = reach.depth if is_worth_it else 0
         """The largest `k` for which the lists are read as the reach has it."""
@@ -117,10 +118,14 @@ class ScannIndex:
         ScaNN cannot be told what is allowed: so many more are asked for that enough of them should be. A query for
         which they are not, is answered exactly.
         """
+        if allowed is None and 0 < k <= self._near and queries.shape == self._one and queries.dtype == np.float32:
+            # As a server asks, which feels every line: what is not as usual goes the long way.
+            query = np.ascontiguousarray(queries[0])
+            if math.isfinite(query.dot(query)):
+                found, scored = self._searcher.search(query, k, self.reach.rescored, self.reach.lists)
+                if len(found) == k:
+                    return found.astype(np.int64)[None], scored[None]
         checked = checked_queries(queries, k, dim=self._dim)
-        if allowed is None and k <= self._near and len(checked) == 1:  # As a server asks, which feels every line.
-            found, scored = self._found(checked[0], k, reach=self.reach)
-            return found.astype(np.int64)[None], scored[None]
         items = len(self.embeddings)
         places = items if allowed is None else int(np.count_nonzero(checked_allowed(allowed, items=items)))
         if self._searcher is None or places <= min(SCANNED, items - 1):
