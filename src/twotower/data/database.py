@@ -131,7 +131,7 @@ def _is_known(field: pa.Field) -> bool:
     """Whether Ibis has a type for it."""
     try:
         ibis.Schema.from_pyarrow(pa.schema([field]))
-    except (KeyError, ValueError, NotImplementedError):
+    except (KeyError, ValueError):
         return False
     return True
 
